@@ -1,0 +1,1 @@
+"""Adaptation of foundation models as packages: declarative trees, adapters as edits."""

@@ -1,0 +1,1 @@
+"""LLaMA, Mistral and SmolLM2 as inarch trees."""

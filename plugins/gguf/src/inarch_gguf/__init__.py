@@ -1,0 +1,1 @@
+"""GGUF checkpoints for inarch: weights, configuration and tokenizer."""

@@ -1,0 +1,1 @@
+"""LoRA for inarch: PEFT folders read and written, training included."""
