@@ -6,6 +6,22 @@ from typing import Final
 
 CODES: Final[dict[str, str]] = {
     # 1xx trees
+    "IA101": "a name is bound twice",
+    "IA102": "a label is used twice or missing",
+    "IA103": "a label or name that can't be one",
+    "IA104": "values don't fit a step",
+    "IA105": "a need nobody binds",
+    "IA106": "not a step",
+    "IA107": "a function's constants can't be compared",
+    "IA108": "a sharded or compiled tree can't be edited",
+    "IA110": "an address matches nothing",
+    "IA111": "a replacement would lose an edit",
+    "IA112": "a wrap must hold what it wraps once",
+    "IA113": "a malformed address pattern",
+    "IA114": "another number of sites than demanded",
+    "IA115": "an adapter's name stands at a site twice",
+    "IA116": "a name an adapter can't have",
+    "IA117": "an edit that is not complete",
     # 2xx weights
     # 3xx plugins and manifests
     # 4xx adapters and stacks

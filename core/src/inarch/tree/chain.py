@@ -1,0 +1,251 @@
+"""Chain: a module whose forward is written for it, from a program of steps it holds as data."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import nn
+
+from inarch.errors import InarchError
+from inarch.tree.generate import Form, Interface, form_of
+from inarch.tree.program import Registry, adopt
+from inarch.tree.steps import Seq, Step
+
+if TYPE_CHECKING:
+    from inarch.tree.edit import Edit
+    from inarch.tree.select import Selection
+
+
+class Container(nn.Module):
+    """Holds children under a dotted label's first part; adds a name and nothing else."""
+
+    def __getitem__(self, index: int) -> nn.Module | None:
+        return self._modules[str(index)]
+
+
+class Chain(nn.Module):
+    """Steps, one after another: a boundary with its own forward and its own part of the name.
+
+    Args:
+        steps: modules, functions, Chains and combinators; `("label", step)` labels one. A module
+            without a label is named by its position, as in `nn.Sequential`.
+        takes: the names of the main values that come in.
+        inputs: the named values the caller may be asked for. A need outside of them that no
+            step binds is an error here instead of a surprise in the caller's signature. None
+            leaves it to the Chains around.
+        keeps: names that Chains below export and that stop here.
+        named: labelled steps.
+
+    Raises:
+        InarchError: IA101 to IA107, for what can't be a tree, when it is built.
+    """
+
+    form: Form
+    program: Step
+    interface: Interface
+    ties: tuple[tuple[str, str], ...]
+    forward: Callable[..., Any]
+
+    def __init__(
+        self,
+        *steps: Step,
+        takes: Sequence[str] = ("x",),
+        inputs: Sequence[str] | None = None,
+        keeps: Iterable[str] = (),
+        **named: Step,
+    ) -> None:
+        super().__init__()
+        self.ties = ()
+        closed = None if inputs is None else tuple(inputs)
+        self.interface = Interface(tuple(takes), closed, frozenset(keeps))
+        registry = Registry(RESERVED, self._register)
+        self._write(adopt(Seq(*steps, **named), registry, top=True))
+
+    # What it is
+
+    @property
+    def source(self) -> str:
+        """The Python text of `forward`, as it runs."""
+        return self.form.source
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """Each input by name, with the addresses of the steps that ask for it."""
+        from inarch.tree.draw import inputs_of
+
+        return inputs_of(self)
+
+    def select(
+        self,
+        pattern: str | None = None,
+        *,
+        type: type | tuple[type, ...] | None = None,  # noqa: A002 - the word users look for
+        where: Callable[[Any], bool] | None = None,
+        count: int | None = None,
+    ) -> Selection:
+        """The sites that match an address pattern, a class of module and a predicate, all of them.
+
+        Args:
+            pattern: names with `*` for one level and `{a,b}` for either.
+            type: the class of the module at the site.
+            where: asked with each `Found`.
+            count: how many there must be.
+
+        Raises:
+            InarchError: IA113 for a malformed pattern, IA114 where the count is another.
+        """
+        from inarch.tree.select import select
+
+        return select(self, pattern, type=type, where=where, count=count)
+
+    def edit(self, edits: Iterable[Edit]) -> Self:
+        """A new tree with the edits applied, which shares all it can with this one.
+
+        Raises:
+            InarchError: IA108 and IA110 to IA117; this tree is as it was in any case.
+        """
+        from inarch.tree.edit import apply
+
+        return apply(self, edits)
+
+    def diff(self, other: Chain) -> str:
+        """What differs from `other`, Chain by Chain, as a unified difference of their sources."""
+        from inarch.tree.diff import diff
+
+        return diff(other, self)
+
+    def tie(self, alias: str, source: str) -> Self:
+        """Declare that the parameter `alias` is the parameter `source`, and make it so."""
+        self.ties = (*self.ties, (alias, source))
+        self._retie()
+        return self
+
+    def __repr__(self) -> str:
+        from inarch.tree.draw import draw
+
+        return draw(self)
+
+    def __getitem__(self, index: int) -> nn.Module | None:
+        return self._modules[str(index)]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return self.children()
+
+    # How it is held together
+
+    def _register(self, name: str, module: nn.Module) -> None:
+        """Register a module under a dotted name, with bare containers on the way."""
+        holder: nn.Module = self
+        *path, last = name.split(".")
+        for part in path:
+            inner = holder._modules.get(part)
+            if inner is None:
+                inner = holder._modules[part] = Container()
+            holder = inner
+        if not isinstance(holder, (Chain, Container)) or last in holder._modules:
+            raise InarchError("IA102", f"the label `{name}` is used twice")
+        holder._modules[last] = module
+
+    def module_at(self, name: str) -> nn.Module:
+        """The module registered under a dotted name of this Chain."""
+        module: nn.Module | None = self
+        for part in name.split("."):
+            module = None if module is None else module._modules.get(part)
+        if module is None:
+            raise KeyError(name)
+        return module
+
+    def _write(self, program: Step) -> None:
+        self.program = program
+        self._generate()
+
+    def _generate(self) -> None:
+        self.form = form_of(self.program, self.interface, _Modules(self))
+        self.forward = MethodType(self.form.function, self)
+
+    def _twin(self) -> Self:
+        """A new object that holds the same children and nothing that was attached to this one."""
+        twin = object.__new__(type(self))
+        twin.__dict__ = {**self.__dict__, **{name: OrderedDict() for name in _HOOKS}}
+        for name in ("_parameters", "_buffers", "_modules"):
+            twin.__dict__[name] = dict(self.__dict__[name])
+        twin.__dict__["_non_persistent_buffers_set"] = set(self._non_persistent_buffers_set)
+        twin.__dict__.pop("forward")
+        return twin
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        """Put another module under a dotted name; containers on the way become new objects."""
+        holder: nn.Module = self
+        *path, last = name.split(".")
+        for part in path:
+            inner = copy.copy(holder._modules[part])
+            if inner is None:
+                raise KeyError(name)
+            inner.__dict__ = {**inner.__dict__, "_modules": dict(inner._modules)}
+            holder._modules[part] = inner
+            holder = inner
+        holder._modules[last] = module
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("forward", "form", "_compiled_call_impl"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._generate()
+
+    # Tied weights
+
+    def _retie(self) -> None:
+        for alias, source in self.ties:
+            module, _, name = alias.rpartition(".")
+            owner, _, own = source.rpartition(".")
+            tied = self.get_submodule(owner)._parameters[own]
+            self.get_submodule(module)._parameters[name] = tied
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._retie()
+        return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As torch's, but a tied parameter may be left out, and is still tied afterwards."""
+        state = dict(state_dict)
+        tied = [(name, m) for name, m in self.named_modules() if isinstance(m, Chain) and m.ties]
+        for prefix, chain in tied:
+            for alias, source in chain.ties:
+                alias, source = (f"{prefix}.{n}" if prefix else n for n in (alias, source))
+                if alias not in state and source in state:
+                    state[alias] = state[source]
+        result = super().load_state_dict(state, strict=strict, assign=assign)
+        for _, chain in tied:
+            chain._retie()
+        return result
+
+
+class _Modules(Mapping[str, nn.Module]):
+    """A Chain's modules by dotted name, looked up when asked."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.chain.module_at(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.chain._modules)
+
+    def __len__(self) -> int:
+        return len(self.chain._modules)
+
+
+RESERVED = frozenset(dir(nn.Module())) | frozenset(dir(Chain)) | {"form", "program", "interface"}
+_HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hooks" in name and value == {})

@@ -1,0 +1,201 @@
+"""A tree as a person reads it: one line a step, equal siblings folded, adapters' edges marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from inarch.tree.chain import Chain
+from inarch.tree.signature import Call, of_module
+from inarch.tree.steps import (
+    Combinator,
+    Concat,
+    Export,
+    Graft,
+    Identity,
+    Let,
+    Ref,
+    Seq,
+    Site,
+    Step,
+    Use,
+    walk,
+)
+
+_MARKS = {"add": "+", "scale": "x", "before": "<", "after": ">", "wrap": "()", "replace": "!="}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One line of the drawing: a label, what stands there, and the lines below."""
+
+    label: str
+    text: str
+    below: tuple[Node, ...] = field(default=())
+
+    @property
+    def shape(self) -> tuple[str, tuple[Node, ...]]:
+        """What makes two numbered siblings fold into one."""
+        return self.text, self.below
+
+    @property
+    def line(self) -> str:
+        return f"{self.label}: {self.text}" if self.label else self.text
+
+
+def draw(chain: Chain) -> str:
+    """The drawing of a Chain and all below it."""
+    root = chain_node("", chain)
+    return "\n".join([root.line, *_lines(root.below, "")])
+
+
+def _lines(nodes: tuple[Node, ...], indent: str) -> Iterable[str]:
+    folded = list(_folded(nodes))
+    for i, node in enumerate(folded):
+        last = i == len(folded) - 1
+        yield f"{indent}{'└─ ' if last else '├─ '}{node.line}"
+        yield from _lines(node.below, indent + ("   " if last else "│  "))
+
+
+def _folded(nodes: tuple[Node, ...]) -> Iterable[Node]:
+    """Runs of equal numbered siblings as one: `(0-29) x30`."""
+    i = 0
+    while i < len(nodes):
+        j = i + 1
+        if nodes[i].label.isdigit():
+            while j < len(nodes) and nodes[j].label.isdigit() and nodes[j].shape == nodes[i].shape:
+                j += 1
+        if j - i > 1:
+            label = f"({nodes[i].label}-{nodes[j - 1].label}) x{j - i}"
+            yield Node(label, nodes[i].text, nodes[i].below)
+        else:
+            yield nodes[i]
+        i = j
+
+
+def chain_node(label: str, chain: Chain) -> Node:
+    return Node(label, type(chain).__name__, tuple(_below(chain.program, chain)))
+
+
+def _below(step: Step, chain: Chain) -> Iterable[Node]:
+    if isinstance(step, Seq):
+        for child in step.steps:
+            yield from _below(child, chain)
+    else:
+        yield _node(step, chain, "")
+
+
+def _node(step: Step, chain: Chain, label: str) -> Node:
+    if isinstance(step, Site):
+        inner = step.name.rpartition(".")[2] if not isinstance(step.step, Ref) else step.name
+        return _node(step.step, chain, inner if not label else label)
+    if isinstance(step, Graft):
+        return _graft(step, chain)
+    if isinstance(step, Ref):
+        module = chain.module_at(step.name)
+        if isinstance(module, Chain):
+            return chain_node(label or step.name, module)
+        return Node(label or step.name, module_text(module))
+    if isinstance(step, Call):
+        return Node("" if label == step.name else label, f"{step.name}(){_asks(step.signature.needs)}")
+    if isinstance(step, Let):
+        return _let(step, chain)
+    if isinstance(step, Use):
+        return Node(label, f"use {', '.join(step.names)}")
+    if isinstance(step, Identity):
+        return Node(label, "identity")
+    return _combined(step, chain, label)
+
+
+def _combined(step: Combinator, chain: Chain, label: str) -> Node:
+    name = type(step).__name__ + (f"(dim={step.dim})" if isinstance(step, Concat) else "")
+    children = step.children
+    edited = [c for c in children if isinstance(c, Graft)]
+    base = [c for c in children if not isinstance(c, Graft)]
+    if edited and len(base) == 1:
+        node = _node(base[0], chain, label)
+        marks = tuple(_graft(graft, chain) for graft in edited)
+        return Node(node.label or label, node.text, (*node.below, *marks))
+    below = tuple(node for child in children for node in _below(child, chain))
+    return Node(label, name, below)
+
+
+def _graft(graft: Graft, chain: Chain) -> Node:
+    if graft.kind in ("tap", "provide"):
+        bound = _let(graft.step, chain)
+        return Node("", f"{graft.kind} {bound.line} [{graft.adapter}]", bound.below)
+    node = _node(graft.step, chain, "")
+    mark = f"{_MARKS[graft.kind]} {node.label or graft.adapter}"
+    return Node(mark, f"{node.text} [{graft.adapter}]", node.below)
+
+
+def _let(step: Let, chain: Chain) -> Node:
+    names = ", ".join(step.names)
+    word = "export" if isinstance(step, Export) else "let"
+    inner = step.step.step if isinstance(step.step, Site) else step.step
+    if isinstance(inner, Identity):
+        return Node("", f"{word} {names}")
+    node = _node(step.step, chain, "")
+    label = "" if node.label == names else node.label
+    return Node("", f"{word} {names} = {Node(label, node.text).line}", node.below)
+
+
+def module_text(module: nn.Module) -> str:
+    """A module's class, the shapes of its weights, and what it asks for."""
+    shapes = [_brackets(p.shape) for p in module.parameters()]
+    text = " ".join([type(module).__name__, *shapes[:4], *(["..."] if len(shapes) > 4 else [])])
+    return text + _asks(of_module(module).needs)
+
+
+def _brackets(shape: Iterable[int]) -> str:
+    return f"[{', '.join(str(n) for n in shape)}]"
+
+
+def _asks(needs: tuple[str, ...]) -> str:
+    return f" ({', '.join(needs)})" if needs else ""
+
+
+def inputs_of(chain: Chain) -> dict[str, tuple[str, ...]]:
+    """Each input of a Chain, with the addresses of the steps that ask for it, below included."""
+    asked = {name: list[str]() for name in (*chain.interface.takes, *chain.form.needs)}
+    for address, name in _asked(chain, ""):
+        if name in asked:
+            asked[name].append(address)
+    return {name: tuple(dict.fromkeys(addresses)) for name, addresses in asked.items()}
+
+
+def _asked(chain: Chain, prefix: str, site: str = "") -> Iterable[tuple[str, str]]:
+    """Pairs of an address and a name that the step there asks the chain's caller for."""
+    bound: set[str] = set()
+
+    def visit(step: Step, site: str) -> Iterable[tuple[str, str]]:
+        if isinstance(step, Site):
+            site = step.name
+        names: tuple[str, ...] = ()
+        if isinstance(step, Call):
+            names, site = step.signature.needs, site or step.name
+        elif isinstance(step, Use):
+            names, site = step.names, site or "use"
+        elif isinstance(step, Ref):
+            module = chain.module_at(step.name)
+            if isinstance(module, Chain):
+                inner = _asked(module, f"{prefix}{step.name}.")
+                yield from ((a, n) for a, n in inner if n not in bound)
+                bound.update(module.form.exports)
+            else:
+                names, site = of_module(module).needs, step.name
+        yield from ((prefix + site, name) for name in names if name not in bound)
+        for child in step.children if isinstance(step, Combinator) else ():
+            yield from visit(child, site)
+        if isinstance(step, Let):
+            bound.update(step.names)
+
+    yield from visit(chain.program, site)
+
+
+def adapters_of(chain: Chain) -> tuple[str, ...]:
+    """The names of the adapters whose edits are in a Chain's own program."""
+    names = (step.adapter for step in walk(chain.program) if isinstance(step, Graft))
+    return tuple(dict.fromkeys(names))

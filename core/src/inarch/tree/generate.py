@@ -1,0 +1,178 @@
+"""From a program to the function that runs: one code object for each structure.
+
+Two Chains of one structure share their code: same steps, same needs, and the same below them.
+Dynamo compiles per code object and keeps a small budget for each, so the key covers nested Chains
+(their `Form`s) and the classes of other modules, or blocks that only look alike would use up one
+another's budget. Nothing of a module or a parameter is captured.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import linecache
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from inarch.errors import InarchError
+from inarch.tree.failure import explain
+from inarch.tree.signature import Call, Signature, of_module
+from inarch.tree.steps import Graft, Let, Ref, Site, Step, Use, walk
+from inarch.tree.text import source
+from inarch.tree.write import Child, Value, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What a Chain says of itself, beside its steps: see `Chain`."""
+
+    takes: tuple[str, ...]
+    inputs: tuple[str, ...] | None
+    keeps: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A structure: its source, its function, and how a Chain that has it is called.
+
+    Attributes:
+        source: the text of `forward`.
+        function: the compiled text, unbound.
+        needs: keyword-only names asked of the caller, in the order of their first use.
+        gives: how many main values come out.
+        exports: names of the values that leave after the main ones.
+        sites: the names of the labelled steps, in program order.
+        child: how a Chain around calls it.
+        below: the Chains in it, by name.
+        lines: the site each line of the source belongs to.
+    """
+
+    source: str
+    function: Callable[..., Any]
+    needs: tuple[str, ...]
+    gives: int
+    exports: tuple[str, ...]
+    sites: tuple[str, ...]
+    lines: tuple[str, ...]
+    child: Child
+    below: tuple[tuple[str, Form], ...]
+
+    @functools.cached_property
+    def index(self) -> dict[str, tuple[tuple[str, ...], str]]:
+        """Each address at or below a Chain of this form: the Chains on the way, the site's name."""
+        index: dict[str, tuple[tuple[str, ...], str]] = {name: ((), name) for name in self.sites}
+        for child, form in self.below:
+            for address, (path, name) in form.index.items():
+                index[f"{child}.{address}"] = ((child, *path), name)
+        return index
+
+
+_FORMS: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+def form_of(program: Step, interface: Interface, modules: Mapping[str, nn.Module]) -> Form:
+    """The structure of a program over modules; made once, for whoever has it."""
+    refs = [step.name for step in walk(program) if isinstance(step, Ref)]
+    below = tuple((name, _structure(modules[name])) for name in refs)
+    key = (program, interface, below)
+    form = _FORMS.get(key)
+    if form is None:
+        form = _FORMS[key] = _generate(program, interface, modules)
+    return form
+
+
+def _structure(module: nn.Module) -> Any:
+    return _form(module) or (type(module), of_module(module))
+
+
+def _form(module: nn.Module) -> Form | None:
+    form = module.__dict__.get("form")
+    return form if isinstance(form, Form) else None
+
+
+def _generate(program: Step, interface: Interface, modules: Mapping[str, nn.Module]) -> Form:
+    children = {s.name: _child(modules[s.name]) for s in walk(program) if isinstance(s, Ref)}
+    reserved = frozenset({*interface.takes, *_value_names(program, children)})
+    writer = Writer(interface.takes, interface.keeps, children.__getitem__, reserved)
+    given = [Value(name) for name in interface.takes]
+    returned = writer.run(program, given)
+    needs = tuple(writer.needs)
+    _check_inputs(needs, interface)
+    exports = tuple(writer.exports)
+    text, lines = source(writer, given, returned + list(writer.exports.values()))
+    function = _compiled(text, writer.functions)
+    takes = (len(interface.takes), float(len(interface.takes)))
+    child = Child(Signature(needs, len(returned), takes), exports)
+    sites = tuple(s.name for s in walk(program) if isinstance(s, Site))
+    below = tuple((name, f) for name in children if (f := _form(modules[name])) is not None)
+    form = Form(text, function, needs, len(returned), exports, sites, tuple(lines), child, below)
+    weakref.finalize(form, linecache.cache.pop, function.__code__.co_filename, None)
+    explain.lines[function.__code__.co_filename] = form.lines
+    weakref.finalize(form, explain.lines.pop, function.__code__.co_filename, None)
+    return form
+
+
+def _child(module: nn.Module) -> Child:
+    form = _form(module)
+    return form.child if form is not None else Child(of_module(module))
+
+
+def _value_names(program: Step, children: Mapping[str, Child]) -> Iterator[str]:
+    for step in walk(program):
+        if isinstance(step, (Let, Use)):
+            yield from step.names
+        elif isinstance(step, Call):
+            yield from step.signature.needs
+    for child in children.values():
+        yield from child.signature.needs
+        yield from child.exports
+
+
+def _check_inputs(needs: tuple[str, ...], interface: Interface) -> None:
+    """Refuse a need that nobody binds and that the Chain's own list of inputs doesn't have."""
+    for need in needs:
+        if need in interface.takes or need.isidentifier() is False:
+            raise InarchError("IA103", f"`{need}` can't name a value", why="the main input has it")
+        if interface.inputs is not None and need not in interface.inputs:
+            raise InarchError(
+                "IA105",
+                f"nobody binds `{need}`, and it is not an input of this Chain",
+                why=f"the Chain's inputs are: {', '.join(interface.inputs) or 'none'}",
+                remedy=f'bind it first with Let("{need}", ...), correct its spelling, or add it '
+                "to the Chain's inputs",
+            )
+
+
+def _compiled(text: str, functions: dict[str, Any]) -> Callable[..., Any]:
+    """Compile the text under a name that tracebacks, pdb and `inspect` find it by.
+
+    The body stands in a `try` that the text doesn't show: on failure, and only then, `explain`
+    adds a note with the address and the shapes. Python 3.11 enters a `try` at no cost.
+    """
+    name = f"<inarch {next(_NUMBERS)}>"
+    tree = ast.parse(text, name)
+    [definition] = tree.body
+    if not isinstance(definition, ast.FunctionDef):
+        raise TypeError("the generated text is one function")
+    [handled] = ast.parse("try: pass\nexcept Exception as _error: _explain(_error); raise").body
+    if isinstance(handled, ast.Try):
+        for node in ast.walk(handled):
+            if isinstance(node, (ast.stmt, ast.expr, ast.excepthandler)):
+                node.lineno = node.end_lineno = definition.end_lineno or definition.lineno
+        handled.body = definition.body
+        definition.body = [handled]
+    namespace: dict[str, Any] = {**functions, "_explain": explain}
+    exec(compile(tree, name, "exec"), namespace)
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    return namespace["forward"]
+
+
+def grafts(program: Step) -> Iterator[Graft]:
+    """What adapters put into a program."""
+    return (step for step in walk(program) if isinstance(step, Graft))

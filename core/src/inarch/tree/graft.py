@@ -1,0 +1,117 @@
+"""What one more edit makes of the expression at a site, in normal form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from inarch.errors import InarchError
+from inarch.tree.steps import Combinator, Graft, Here, Product, Seq, Step, Sum, walk
+
+
+def graft(site: str, step: Step, new: Graft) -> Step:
+    """The expression `step` at a site with one more graft.
+
+    Raises:
+        InarchError: IA111 where a replacement would lose a graft, IA112 for a wrap without
+            exactly one `Here()`, IA115 where the adapter has such a graft there already.
+    """
+    for old in walk(step):
+        if isinstance(old, Graft) and (old.adapter, old.kind, old.step) == (
+            new.adapter,
+            new.kind,
+            new.step,
+        ):
+            raise InarchError("IA115", f"adapter `{new.adapter}` stands at `{site}` already")
+    return _GRAFT[new.kind](site, step, new)
+
+
+def _grafted(step: Step, kind: str) -> bool:
+    """Whether an edit made this combinator, which then holds a graft of the kind."""
+    return isinstance(step, Combinator) and any(
+        isinstance(child, Graft) and child.kind == kind for child in step.children
+    )
+
+
+def _by_adapter(grafts: list[Step]) -> list[Step]:
+    return sorted(grafts, key=lambda g: g.adapter)
+
+
+def _add(_site: str, step: Step, new: Graft) -> Step:
+    if isinstance(step, Sum) and _grafted(step, "add"):
+        base, *terms = step.steps
+        return Sum(base, *_by_adapter([*terms, new]))
+    return Sum(step, new)
+
+
+def _scale(_site: str, step: Step, new: Graft) -> Step:
+    if isinstance(step, Product) and _grafted(step, "scale"):
+        base, *factors = step.steps
+        return Product(base, *_by_adapter([*factors, new]))
+    return Product(step, new)
+
+
+def _line(step: Step) -> tuple[Step, ...]:
+    """The steps of a Seq that edits made, or the one step."""
+    made = isinstance(step, Seq) and any(_grafted(step, k) for k in ("before", "after", "tap"))
+    return step.children if made else (step,)
+
+
+def _before(_site: str, step: Step, new: Graft) -> Step:
+    return Seq(new, *_line(step))
+
+
+def _after(_site: str, step: Step, new: Graft) -> Step:
+    return Seq(*_line(step), new)
+
+
+def _tap(_site: str, step: Step, new: Graft) -> Step:
+    line = list(_line(step))
+    taps: list[Step] = [new]
+    while isinstance(line[-1], Graft) and line[-1].kind == "tap":
+        taps.append(line.pop())
+    return Seq(*line, *_by_adapter(taps))
+
+
+def _wrap(site: str, step: Step, new: Graft) -> Step:
+    count = sum(isinstance(s, Here) for s in walk(new.step))
+    if count != 1:
+        raise InarchError(
+            "IA112",
+            f"the wrap of adapter `{new.adapter}` holds Here() {count} times",
+            where=site,
+            why="what is wrapped runs exactly once",
+            remedy="let Here() stand in the step once",
+        )
+    return Graft(new.adapter, new.kind, _filled(new.step, step))
+
+
+def _filled(step: Step, here: Step) -> Step:
+    if isinstance(step, Here):
+        return here
+    if not isinstance(step, Combinator) or not step.children:
+        return step
+    return step.with_children(tuple(_filled(child, here) for child in step.children))
+
+
+def _replace(site: str, step: Step, new: Graft) -> Step:
+    lost = [s for s in walk(step) if isinstance(s, Graft)]
+    if lost:
+        raise InarchError(
+            "IA111",
+            f"the replacement by adapter `{new.adapter}` would lose an edit",
+            where=site,
+            why=f"adapter `{lost[0].adapter}` put its {lost[0].kind} there",
+            remedy="leave one of the two adapters out",
+        )
+    return new
+
+
+_GRAFT: dict[str, Callable[[str, Step, Graft], Step]] = {
+    "add": _add,
+    "scale": _scale,
+    "before": _before,
+    "after": _after,
+    "tap": _tap,
+    "wrap": _wrap,
+    "replace": _replace,
+}

@@ -1,0 +1,128 @@
+"""From steps as an author writes them to a program: labels checked, modules registered."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from inarch.errors import InarchError
+from inarch.tree.signature import Call
+from inarch.tree.steps import Combinator, Identity, Labelled, Let, Ref, Seq, Site, Step
+
+
+@dataclass(slots=True)
+class Registry:
+    """Where a Chain's modules and labels go while its program is built.
+
+    Attributes:
+        reserved: names a module can't have, since `nn.Module` or Chain uses them.
+        register: puts a module under a dotted name.
+        prefix: for what an edit brings, the name that its modules' labels follow.
+    """
+
+    reserved: frozenset[str]
+    register: Callable[[str, nn.Module], None]
+    prefix: str = ""
+    names: set[str] = field(default_factory=set)
+
+    def claim(self, name: str) -> str:
+        if name in self.names:
+            raise InarchError(
+                "IA102",
+                f"the label `{name}` is used twice",
+                why="labels address steps and name weights, so each stands once in a Chain",
+                remedy="give one of the two another label",
+            )
+        self.names.add(name)
+        return name
+
+
+def adopt(
+    step: Step, registry: Registry, *, top: bool = False, path: tuple[str, ...] = ()
+) -> Step:
+    """The program of `step`: `Site`s for labels, `Ref`s for modules, `Call`s for functions."""
+    if isinstance(step, Labelled):
+        return _labelled(step, registry, path)
+    if isinstance(step, Seq) and top:
+        children = (
+            Labelled(str(i), s) if isinstance(s, nn.Module) else s for i, s in enumerate(step.steps)
+        )
+        return Seq(*(adopt(child, registry) for child in children))
+    if isinstance(step, Let):
+        return _let(step, registry, path)
+    if isinstance(step, Combinator):
+        children = step.children
+        if not children:
+            return step
+        return step.with_children(tuple(adopt(c, registry, path=path) for c in children))
+    if isinstance(step, nn.Module):
+        if not registry.prefix:
+            raise InarchError(
+                "IA102",
+                f"a {type(step).__name__} inside a combinator has no label",
+                where=".".join(path),
+                why="only a module at the Chain's first level is named by its position",
+                remedy='write ("label", module) or label=module',
+            )
+        registry.register(registry.prefix, step)
+        return Ref(registry.prefix)
+    if callable(step):
+        return Call.of(step)
+    raise InarchError(
+        "IA106",
+        f"{step!r} is not a step",
+        where=".".join(path),
+        why="a step is a torch module, a function, a Chain or a combinator",
+    )
+
+
+def _labelled(item: Labelled, registry: Registry, path: tuple[str, ...]) -> Step:
+    label, step = item.label, item.step
+    if isinstance(step, nn.Module):
+        _check_parts(label, registry.reserved)
+        if registry.prefix:
+            name = f"{registry.prefix}.{label}"
+            registry.register(name, step)
+            return Ref(name)
+        registry.claim(label)
+        registry.register(label, step)
+        return Site(label, Ref(label))
+    if not label.isidentifier() or keyword.iskeyword(label) or "__" in label:
+        raise _bad_label(label, "it names no weights, so it must be one identifier")
+    inner = (*path, label)
+    if registry.prefix:
+        return adopt(step, registry, path=inner)
+    if isinstance(step, Let) and step.names == (label,):
+        return _let(step, registry, path)
+    name = registry.claim(".".join(inner))
+    return Site(name, adopt(step, registry, path=inner))
+
+
+def _let(step: Let, registry: Registry, path: tuple[str, ...]) -> Step:
+    """A Let of one name is a site of that name: what an edit puts there changes what is bound."""
+    if registry.prefix or len(step.names) != 1:
+        return step.with_children((adopt(step.step, registry, path=path),))
+    inner = (*path, step.names[0])
+    name = registry.claim(".".join(inner))
+    return step.with_children((Site(name, adopt(step.step, registry, path=inner)),))
+
+
+def _check_parts(label: str, reserved: frozenset[str]) -> None:
+    for part in label.split("."):
+        if part.isdigit():
+            continue
+        if not part.isidentifier() or keyword.iskeyword(part):
+            raise _bad_label(label, f"`{part}` is no identifier")
+        if "__" in part:
+            raise _bad_label(label, "`__` is kept for what adapters add")
+        if part in reserved:
+            raise _bad_label(label, f"nn.Module or Chain has an attribute `{part}`")
+
+
+def _bad_label(label: str, why: str) -> InarchError:
+    return InarchError(
+        "IA103", f"`{label}` can't be a label", why=why, remedy="choose another label"
+    )
