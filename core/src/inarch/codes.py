@@ -25,6 +25,18 @@ CODES: Final[dict[str, str]] = {
     # 2xx weights
     # 3xx plugins and manifests
     # 4xx adapters and stacks
+    "IA401": "an adapter that can't be asked for so",
+    "IA402": "a target matches nothing",
+    "IA403": "an adapter's name is unknown or taken",
+    "IA404": "a stack file can't be read",
+    "IA405": "a file that is no stack",
+    "IA406": "no such adapter is installed",
+    "IA407": "the order of two adapters matters",
+    "IA408": "an adapter can't be saved",
+    "IA409": "an adapter can't be merged, rescaled or trained so",
+    "IA410": "an adapter for another base",
+    "IA411": "an adapter's file does not fit",
+    "IA412": "a model of several trees",
     # 5xx running a model
     # 6xx training
     # 7xx the command line

@@ -1,0 +1,8 @@
+"""What an adapter is, and models with adapters in them."""
+
+from inarch.adapters.adapter import Adapter, SiteView, TargetSite
+from inarch.adapters.edge import Edge
+from inarch.adapters.member import Member, Members
+from inarch.adapters.model import Model
+
+__all__ = ["Adapter", "Edge", "Member", "Members", "Model", "SiteView", "TargetSite"]

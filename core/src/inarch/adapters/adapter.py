@@ -1,0 +1,130 @@
+"""The protocol: what an adapter sees of a model, and what it gives back."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+from torch import nn
+
+from inarch.errors import InarchError
+from inarch.tree import Chain, Edit
+from inarch.tree.address import compiled
+from inarch.tree.select import sites as sites_of
+
+if TYPE_CHECKING:
+    from inarch.weights import WeightsHeader
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSite:
+    """A site of the pristine model.
+
+    Attributes:
+        address: begins with the tree's name in a model of several trees.
+        module: the base's own module, to read from; None where a function or combinator stands.
+        tree: the name of its tree, empty in a model of one.
+    """
+
+    address: str
+    module: nn.Module | None
+    tree: str
+
+
+class SiteView:
+    """The pristine model as an adapter sees it: its sites, by role or by address.
+
+    Args:
+        trees: the trees before any adapter.
+        roles: for each role, the address pattern its sites match.
+    """
+
+    def __init__(self, trees: Mapping[str, Chain], roles: Mapping[str, str]) -> None:
+        self.trees = trees
+        self.roles = roles
+        self.all: dict[str, TargetSite] = {
+            found.address: TargetSite(found.address, found.module, name)
+            for name, tree in trees.items()
+            for found in sites_of(tree, f"{name}." if name else "")
+        }
+
+    def find(self, targets: Sequence[str], *, modules: bool = False) -> list[TargetSite]:
+        """The sites of roles (`attention.*`) and address patterns, in the order of the model.
+
+        Args:
+            targets: role names with `*`, or address patterns.
+            modules: leave out sites where no module stands.
+
+        Raises:
+            InarchError: IA402 for a target that matches nothing, even where others match.
+        """
+        wanted: set[str] = set()
+        for target in targets:
+            found = {s for s in self._matching(target) if not modules or self.all[s].module}
+            if not found:
+                raise self._missing(target)
+            wanted |= found
+        return [site for address, site in self.all.items() if address in wanted]
+
+    def _matching(self, target: str) -> set[str]:
+        patterns = [p for role, p in self.roles.items() if fnmatchcase(role, target)] or [target]
+        return {
+            address
+            for pattern in patterns
+            for match in [compiled(pattern).fullmatch]
+            for address in self.all
+            if match(address)
+        }
+
+    def _missing(self, target: str) -> InarchError:
+        near = difflib.get_close_matches(target, [*self.roles, *self.all], 3, 0.5)
+        return InarchError(
+            "IA402",
+            f"the target `{target}` matches nothing in this model",
+            why=f"its roles are: {', '.join(self.roles) or 'none'}",
+            remedy=f"did you mean: {', '.join(near)}" if near else "name a role or an address",
+        )
+
+
+class Adapter(ABC):
+    """One adapter of a model: what a plugin's class makes of a name and its options.
+
+    A subclass reads nothing but what it is given and changes nothing: it answers with edits,
+    whose modules are made on the meta device and filled by inarch.
+    """
+
+    Options: ClassVar[type[msgspec.Struct]]
+
+    def __init__(self, name: str, options: Any) -> None:
+        self.name = name
+        self.options = options
+
+    @abstractmethod
+    def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
+        """The edits that make the adapter, under the name `self.name`.
+
+        Args:
+            sites: the pristine model.
+            weights: the adapter's file, or None for one that is yet to be trained.
+        """
+
+    def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
+        """Save the adapter in its own format.
+
+        Args:
+            folder: exists and is the adapter's alone.
+            edges: the adapter's modules by the address they stand at.
+            about: `base`, the base's name, and `fingerprint`, where they are known.
+        """
+        raise InarchError(
+            "IA408",
+            f"adapters of kind {type(self).__name__} can't be saved",
+            where=self.name,
+            why="the plugin names no file format",
+        )

@@ -1,0 +1,43 @@
+"""Edge: a module that an adapter puts beside a site, with a strength the user sets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Edge(nn.Module):
+    """What an adapter's modules have in common: how strongly they act.
+
+    Attributes:
+        scale: the user's scale as a 0-dim float32 buffer, outside of the state dict. Compiled code
+            multiplies by it, so that another scale recompiles nothing.
+        strength: the same as a Python float, which eager code folds into an operation it
+            does anyway.
+    """
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = 1.0
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32), persistent=False)
+
+    def rescale(self, value: float) -> None:
+        """Set the strength in place; every model that holds this edge follows."""
+        self.strength = float(value)
+        if not self.scale.is_meta:
+            with torch.no_grad():
+                self.scale.fill_(value)
+
+    def place(self, device: torch.device) -> None:
+        """Put the scale on a device, with the value it has."""
+        self.scale = torch.full((), self.strength, dtype=torch.float32, device=device)
+
+    def reset_parameters(self) -> None:
+        """Give fresh parameters the values an untrained adapter starts from: no effect at all."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
+
+    def delta(self) -> Tensor:
+        """What merging adds to the site's weight at strength 1, float32, in the weight's layout."""
+        raise NotImplementedError(f"{type(self).__name__} can't be merged")

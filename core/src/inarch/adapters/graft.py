@@ -1,0 +1,238 @@
+"""From specifications to members: read, checked and filled before any model is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+from torch import nn
+
+from inarch.adapters.adapter import Adapter, SiteView
+from inarch.adapters.edge import Edge
+from inarch.adapters.member import Member
+from inarch.errors import InarchError
+from inarch.plugins import index, load_object, locate_weights
+from inarch.stack import AdapterSpec
+from inarch.tree import Chain, Edit
+from inarch.tree.edit import addresses, check_adapter_name
+from inarch.tree.steps import Labelled, walk
+from inarch.weights import WeightsHeader, open_adapter
+
+if TYPE_CHECKING:
+    from inarch.adapters.model import Model
+
+
+def member_of(spec: AdapterSpec, model: Model) -> Member:
+    """The adapter a specification asks for, its modules filled, ready to be put into `model`.
+
+    Raises:
+        InarchError: 4xx; neither the model nor anything else was changed.
+    """
+    check_adapter_name(spec.name)
+    kind, path = _located(spec, model)
+    plugin: Any = load_object("inarch.adapters", kind)
+    adapter = plugin(spec.name, _options(plugin, spec, kind))
+    header = None if path is None else open_adapter(path)
+    if header is not None:
+        _check_base(spec, header, model)
+    with torch.device("meta"):
+        edits = tuple(adapter.edits(model.sites, header))
+    edits = tuple(_expanded(edits, model.pristine))
+    modules = _modules(edits)
+    _check_fills(spec, edits, header)
+    for edit in edits:
+        _materialise(edit, model.sites, header)
+    member = Member(spec.name, kind, adapter, spec, edits, modules)
+    for edge in member.edges:
+        edge.strength = spec.scale
+        edge.rescale(spec.scale)
+    if spec.scale != 1.0 and not list(member.edges):
+        member.scale = spec.scale
+    member.trainable = header is None
+    return member
+
+
+def _located(spec: AdapterSpec, model: Model) -> tuple[str, Path | None]:
+    """The plugin's id and the file, for the id of a plugin or of trained weights."""
+    listed = index()
+    path = None if spec.weights is None else Path(spec.weights)
+    if spec.use in listed.adapters:
+        return spec.use, path
+    entry = listed.weights.get(spec.use)
+    if entry is None:
+        known = [*listed.adapters, *listed.weights]
+        near = difflib.get_close_matches(spec.use, known, 3, 0.5)
+        raise InarchError(
+            "IA406",
+            f"no installed package has an adapter or weights `{spec.use}`",
+            why=f"installed are: {', '.join(known) or 'none'}",
+            remedy=f"did you mean: {', '.join(near)}" if near else f"pip install inarch-{spec.use}",
+        )
+    if path is not None:
+        raise InarchError(
+            "IA401",
+            f"`{spec.use}` names trained weights, so it takes no weights",
+            where=str(path),
+            remedy=f'inarch.adapter("{entry.adapter}", weights=...)',
+        )
+    if model.family and entry.model != model.family:
+        raise InarchError(
+            "IA410",
+            f"the weights `{spec.use}` belong to another model",
+            where=f"{entry.distribution}: {entry.manifest}",
+            why=f"they were trained for {entry.model}; this is {model.family}",
+            remedy=f"inarch adapters --for {model.family}",
+        )
+    return entry.adapter, locate_weights(spec.use)
+
+
+def _options(plugin: type[Adapter], spec: AdapterSpec, kind: str) -> Any:
+    try:
+        return msgspec.convert(dict(spec.options), plugin.Options)
+    except msgspec.ValidationError as error:
+        known = [f.name for f in msgspec.structs.fields(plugin.Options)]
+        unknown = [o for o in spec.options if o not in known]
+        near = [n for o in unknown for n in difflib.get_close_matches(o, known, 1, 0.5)]
+        raise InarchError(
+            "IA401",
+            f"adapter `{kind}` can't take these options",
+            where=f"adapter `{spec.name}`: {', '.join(unknown or spec.options)}",
+            why=f"{error}; its options are: {', '.join(known)}",
+            remedy=f"did you mean: {', '.join(near)}" if near else f"inarch show {kind}",
+        ) from None
+
+
+def _check_base(spec: AdapterSpec, header: WeightsHeader, model: Model) -> None:
+    recorded = header.metadata.get("inarch.base_fingerprint")
+    if recorded is None:
+        return
+    own = model.fingerprint()
+    if recorded != own:
+        base = header.metadata.get("inarch.base", "another base")
+        raise InarchError(
+            "IA410",
+            f"adapter `{spec.name}` was trained on another base",
+            where=str(header.path),
+            why=f"it records {base} with fingerprint {recorded[:24]}..., "
+            f"this model's is {own[:24]}...",
+            remedy="load the base it was trained on, or train it on this one",
+        )
+
+
+def _expanded(edits: Iterable[Edit], trees: Mapping[str, Chain]) -> Iterator[Edit]:
+    """The edits at exact addresses, each with its tree's name before it."""
+    for edit in edits:
+        name, inner = split(edit, trees)
+        for address in addresses(trees[name], inner):
+            full = ".".join(part for part in (name, address) if part)
+            yield edit if edit.address == full else dataclasses.replace(edit, address=full)
+
+
+def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
+    """The tree an edit is for, and the edit with its address within that tree."""
+    if "" in trees:
+        return "", edit
+    name, _, rest = edit.address.partition(".")
+    if name not in trees:
+        raise InarchError(
+            "IA402",
+            f"the address `{edit.address}` begins with no tree of this model",
+            where=f"adapter `{edit.adapter}`",
+            why=f"its trees are: {', '.join(trees)}",
+        )
+    return name, dataclasses.replace(edit, address=rest)
+
+
+def _parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
+    """The modules an edit brings, each with the label it has in the step."""
+    if isinstance(edit.step, nn.Module):
+        yield "", edit.step
+        return
+    for step in walk(edit.step):
+        if isinstance(step, Labelled) and isinstance(step.step, nn.Module):
+            yield step.label, step.step
+
+
+def _modules(edits: Iterable[Edit]) -> dict[str, nn.Module]:
+    modules: dict[str, nn.Module] = {}
+    for edit in edits:
+        for label, module in _parts(edit):
+            address = ".".join(part for part in (edit.address, label) if part)
+            if modules.setdefault(address, module) is not module:
+                address = f"{address}:{edit.kind}"
+                modules[address] = module
+    return modules
+
+
+def _parameters(edit: Edit) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Each parameter: its name in the step, its owner, its name there, and itself."""
+    for label, part in _parts(edit):
+        for path, module in part.named_modules():
+            for name, parameter in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+                if parameter is not None:
+                    full = ".".join(p for p in (label, path, name) if p)
+                    yield full, module, name, parameter
+
+
+def _check_fills(spec: AdapterSpec, edits: Iterable[Edit], header: WeightsHeader | None) -> None:
+    """Every parameter has a key of the file, of its shape, and every key is used."""
+    if header is None:
+        return
+    keys = set(header.keys())
+    wrong: list[str] = []
+    for edit in edits:
+        for name, _, _, parameter in _parameters(edit):
+            key = edit.fills.get(name)
+            if key is None or key not in keys:
+                wrong.append(f"{edit.address} ({name}) has no tensor {key or ''}".rstrip())
+            elif tuple(header.shape(key)) != tuple(parameter.shape):
+                shapes = f"{list(header.shape(key))}, the site needs {list(parameter.shape)}"
+                wrong.append(f"{key} is {shapes}")
+    used = {key for edit in edits for key in edit.fills.values()} | set(header.used)
+    wrong += [f"{key} finds no site" for key in sorted(keys - used)]
+    if wrong:
+        more = f"\nand {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise InarchError(
+            "IA411",
+            f"the file of adapter `{spec.name}` does not fit this model",
+            where=str(header.path),
+            why="\n".join(wrong[:8]) + more,
+            remedy="pass the file that was trained for this base",
+        )
+
+
+def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> None:
+    """Fill what the edit brings from the file straight onto the site's device, or initialise it."""
+    device, dtype = _placement(edit, sites)
+    for name, module, own, parameter in list(_parameters(edit)):
+        if header is not None:
+            value = header.load(edit.fills[name], device, dtype)
+        else:
+            value = torch.empty_like(parameter, device=device, dtype=dtype)
+        module._parameters[own] = nn.Parameter(value, requires_grad=False)  # pyright: ignore[reportPrivateUsage]
+    for _, part in _parts(edit):
+        for module in part.modules():
+            for own, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
+                if buffer is not None and buffer.is_meta and own != "scale":
+                    module._buffers[own] = torch.zeros_like(buffer, device=device)  # pyright: ignore[reportPrivateUsage]
+            if isinstance(module, Edge):
+                module.place(device)
+                if header is None:
+                    module.reset_parameters()
+        part.eval()
+
+
+def _placement(edit: Edit, sites: SiteView) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype of the weights at the site, or of the tree around it."""
+    site = sites.all.get(edit.address)
+    near = [] if site is None or site.module is None else list(site.module.parameters())
+    tree = sites.trees[site.tree if site is not None else next(iter(sites.trees))]
+    parameter = next(iter(near), None)
+    if parameter is None:
+        parameter = next(tree.parameters())
+    return parameter.device, parameter.dtype

@@ -1,0 +1,124 @@
+"""The adapters a model has: what each is, and the properties a user may set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, overload
+
+from torch import nn
+
+from inarch.adapters.edge import Edge
+from inarch.errors import InarchError
+from inarch.stack import AdapterSpec
+from inarch.tree import Edit
+
+if TYPE_CHECKING:
+    from inarch.adapters.adapter import Adapter
+
+
+@dataclass(eq=False)
+class Member:
+    """One adapter in one model.
+
+    Scale and training belong to its modules, which every model that holds it shares; whether it
+    is merged belongs to the model.
+
+    Attributes:
+        name: its identity in the model.
+        kind: the id of the plugin, such as `lora`.
+        modules: what it brought, by the address each stands at.
+        merged: whether the model's weights contain it.
+    """
+
+    name: str
+    kind: str
+    adapter: Adapter = field(repr=False)
+    spec: AdapterSpec = field(repr=False)
+    edits: tuple[Edit, ...] = field(repr=False)
+    modules: Mapping[str, nn.Module] = field(repr=False)
+    merged: bool = False
+
+    @property
+    def edges(self) -> Iterator[Edge]:
+        for module in self.modules.values():
+            yield from (m for m in module.modules() if isinstance(m, Edge))
+
+    @property
+    def scale(self) -> float:
+        """How strongly it acts; 1.0 is as trained. Setting it recompiles nothing."""
+        return next((edge.strength for edge in self.edges), 1.0)
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        if self.merged:
+            raise InarchError(
+                "IA409",
+                f"the merged adapter `{self.name}` can't be rescaled",
+                why="the model's weights hold it at the scale it was merged with",
+                remedy=f'rescale the unmerged model and merge that: model.merge("{self.name}")',
+            )
+        edges = list(self.edges)
+        if not edges and float(value) != 1.0:
+            raise InarchError(
+                "IA409",
+                f"the adapter `{self.name}` has no scale",
+                why=f"adapters of kind {self.kind} act fully or not at all",
+                remedy="leave the scale at 1.0",
+            )
+        for edge in edges:
+            edge.rescale(value)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether its parameters take gradients; setting it moves its training mode too."""
+        return any(p.requires_grad for m in self.modules.values() for p in m.parameters())
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        if self.merged and value:
+            raise InarchError(
+                "IA409",
+                f"the merged adapter `{self.name}` can't be trained",
+                why="its parameters are not in the model that runs",
+                remedy="train the model it was merged from",
+            )
+        for module in self.modules.values():
+            module.requires_grad_(value).train(value)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Its parameters by the address of their module and their own name."""
+        return {
+            f"{address}.{name}": parameter
+            for address, module in self.modules.items()
+            for name, parameter in module.named_parameters()
+        }
+
+
+class Members(tuple[Member, ...]):
+    """A model's adapters in the order they were given, found by position or by name."""
+
+    @overload
+    def __getitem__(self, key: str) -> Member: ...
+    @overload
+    def __getitem__(self, key: int) -> Member: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Member, ...]: ...
+    def __getitem__(self, key: str | int | slice) -> Member | tuple[Member, ...]:  # type: ignore[override]
+        if not isinstance(key, str):
+            return tuple.__getitem__(self, key)
+        for member in self:
+            if member.name == key:
+                return member
+        raise InarchError(
+            "IA403",
+            f"this model has no adapter `{key}`",
+            why=f"its adapters are: {', '.join(self.names) or 'none'}",
+        )
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.names if isinstance(key, str) else tuple.__contains__(self, key)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self)

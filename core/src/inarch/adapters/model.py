@@ -1,0 +1,298 @@
+"""Model: trees, what is known of them, and the adapters put into them. A value."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from inarch.adapters.adapter import SiteView
+from inarch.adapters.graft import member_of, split
+from inarch.adapters.member import Member, Members
+from inarch.adapters.merge import merged
+from inarch.errors import InarchError
+from inarch.resolve import check_order
+from inarch.stack import AdapterSpec, Stack, adapter
+from inarch.tree import Chain, Found, Selection
+from inarch.tree.diff import diff
+
+if TYPE_CHECKING:
+    from inarch.nn.tokenizer import Tokenizer
+    from inarch.weights import Checkpoint
+
+
+class Model:
+    """A foundation model, adapted or not.
+
+    A model is a value: `adapt`, `without` and `merge` give new ones, and the one they are called
+    on stays as it is. All that are made of one base share its weights, so any number of them live
+    side by side for the price of their adapters. Placing, casting and freezing therefore belong
+    to the base: it is placed when it is loaded, frozen and in evaluation mode.
+
+    Args:
+        trees: by name; a model of one tree calls it "".
+        config: what the family's `parse_config` made of the checkpoint's configuration.
+        roles: for each role, the address pattern of its sites.
+        checkpoint: where the weights came from.
+        tokenizer: for models of text.
+        family: the id of the foundation model's plugin.
+    """
+
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """Patterns of tensors in old checkpoints that the tree has no place for and need not."""
+
+    def __init__(
+        self,
+        trees: Mapping[str, Chain],
+        config: Any = None,
+        *,
+        roles: Mapping[str, str] | None = None,
+        checkpoint: Checkpoint | None = None,
+        tokenizer: Tokenizer | None = None,
+        family: str = "",
+    ) -> None:
+        self.trees = dict(trees)
+        self.config = config
+        self.roles = dict(roles or {})
+        self.checkpoint = checkpoint
+        self.tokenizer = tokenizer
+        self.family = family
+        self.pristine: Mapping[str, Chain] = self.trees
+        self.adapters = Members()
+        self._sites: SiteView | None = None
+
+    @classmethod
+    def parse_config(cls, config: dict[str, Any]) -> Any:
+        """The family's configuration from a checkpoint's; unsupported settings are errors."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, config: Any) -> dict[str, Chain]:
+        """The trees of a configuration."""
+        raise NotImplementedError
+
+    # What it is
+
+    @property
+    def tree(self) -> Chain:
+        """The tree of a model that has one."""
+        if len(self.trees) != 1:
+            raise InarchError(
+                "IA412",
+                "this model has several trees",
+                why=f"they are: {', '.join(self.trees)}",
+                remedy='name one: model.trees["..."]',
+            )
+        return next(iter(self.trees.values()))
+
+    @property
+    def sites(self) -> SiteView:
+        """The sites of the pristine trees."""
+        if self._sites is None:
+            self._sites = SiteView(self.pristine, self.roles)
+        return self._sites
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, ...]]:
+        """Each input by name, with the addresses of the steps that ask for it."""
+        inputs: dict[str, tuple[str, ...]] = {}
+        for name, tree in self.trees.items():
+            for key, where in tree.inputs.items():
+                inputs[key] = inputs.get(key, ()) + tuple(_joined(name, a) for a in where)
+        return inputs
+
+    def select(
+        self,
+        pattern: str | None = None,
+        *,
+        role: str | None = None,
+        type: type | tuple[type, ...] | None = None,  # noqa: A002 - as Chain.select has it
+        where: Callable[[Found], bool] | None = None,
+        count: int | None = None,
+    ) -> Selection:
+        """The sites of a pattern, a role (`attention.*`), a class and a predicate, all of them.
+
+        Raises:
+            InarchError: IA113 for a malformed pattern, IA114 where the count is another, IA402
+                for a role the model doesn't have.
+        """
+        wanted = None if role is None else {s.address for s in self.sites.find([role])}
+        found: list[Found] = []
+        for name, tree in self.trees.items():
+            for one in tree.select(type=type, where=where):
+                found.append(Found(_joined(name, one.address), one.step, one.module, one.chain))
+        if pattern is not None:
+            from inarch.tree.address import compiled
+
+            match = compiled(pattern).fullmatch
+            found = [one for one in found if match(one.address)]
+        if wanted is not None:
+            found = [one for one in found if one.address in wanted]
+        asked = " and ".join(part for part in (pattern, role and f"role {role}") if part)
+        selection = Selection(tuple(found), asked or "everything")
+        return selection if count is None else selection.expect(count)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor by its name: the base's as its checkpoint has them, and the adapters'."""
+        return {
+            _joined(name, key): tensor
+            for name, tree in self.trees.items()
+            for key, tensor in tree.state_dict().items()
+        }
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for tree in self.trees.values():
+            yield from tree.parameters()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def fingerprint(self) -> str:
+        """What identifies the base's weights: from its file, else from the tensors themselves."""
+        if self.checkpoint is not None:
+            return self.checkpoint.fingerprint()
+        digest = hashlib.sha256()
+        for name, tree in self.pristine.items():
+            for key, tensor in sorted(tree.state_dict().items()):
+                flat = tensor.detach().flatten()
+                sample = flat[:: max(1, len(flat) // 64)].float().cpu()
+                digest.update(f"{_joined(name, key)} {list(tensor.shape)} ".encode())
+                digest.update(sample.numpy().tobytes())
+        return f"inarch1:{digest.hexdigest()}"
+
+    # Adapting
+
+    def adapt(self, *adapters: AdapterSpec | Stack | str) -> Self:
+        """A new model with more adapters; this one is untouched and shares its weights with it.
+
+        Args:
+            adapters: made by `inarch.adapter`, ids of trained weights, or stacks.
+
+        Raises:
+            InarchError: 4xx; nothing was changed.
+        """
+        specs = _specs(adapters)
+        members = list(self.adapters)
+        for spec in specs:
+            if spec.name in [m.name for m in members]:
+                raise InarchError(
+                    "IA403",
+                    f"there are two adapters called `{spec.name}`",
+                    why="an adapter's name is its identity in the model",
+                    remedy=f'inarch.adapter("{spec.use}", ..., name="{spec.name}_2")',
+                )
+            members.append(member_of(spec, self))
+        return self._with(members)
+
+    def without(self, *names: str) -> Self:
+        """A new model without some adapters; the others keep their modules and settings."""
+        for name in names:
+            self.adapters[name]
+        return self._with([m for m in self.adapters if m.name not in names])
+
+    def merge(self, *names: str) -> Self:
+        """A new model whose weights contain the named adapters; all that can be, by default.
+
+        The sums are made in float32 and rounded once. This model, and the base, keep their own
+        weights, so dropping the merged adapter with `without` restores the base bit for bit.
+
+        Raises:
+            InarchError: IA409 where an adapter can't be merged or its delta is not finite.
+        """
+        chosen = set(names) if names else set(self.adapters.names)
+        for name in chosen:
+            self.adapters[name]
+        members = [
+            Member(m.name, m.kind, m.adapter, m.spec, m.edits, m.modules, True)
+            if m.name in chosen
+            else m
+            for m in self.adapters
+        ]
+        return self._with(members)
+
+    def _with(self, members: list[Member]) -> Self:
+        """The pristine trees with these adapters in, in one canonical form."""
+        check_order({m.name: m.edits for m in members})
+        trees = merged(self.pristine, [m for m in members if m.merged])
+        live = [edit for m in members if not m.merged for edit in m.edits]
+        for name, tree in list(trees.items()):
+            own = [inner for edit in live for t, inner in [split(edit, trees)] if t == name]
+            trees[name] = tree.edit(own)
+        model = type(self)(
+            trees,
+            self.config,
+            roles=self.roles,
+            checkpoint=self.checkpoint,
+            tokenizer=self.tokenizer,
+            family=self.family,
+        )
+        model.pristine = self.pristine
+        model.adapters = Members(members)
+        model._sites = self._sites
+        return model
+
+    def diff(self, other: Model) -> str:
+        """What differs from another model, usually the base, as source; empty where nothing does."""
+        parts: list[str] = []
+        for name, tree in self.trees.items():
+            text = diff(other.trees[name], tree) if name in other.trees else ""
+            if text:
+                parts.append(f"# {name}\n{text}" if name else text)
+        return "\n".join(parts)
+
+    # Saving and training
+
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The parameters of one adapter, by the address of their module and their own name."""
+        return self.adapters[name].parameters()
+
+    def save_adapter(self, name: str, folder: str | Path) -> Path:
+        """Save one adapter in its own format, with the base's fingerprint.
+
+        Raises:
+            InarchError: IA403 for no such adapter, IA408 where it has no format.
+        """
+        member = self.adapters[name]
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        about = {"fingerprint": self.fingerprint()}
+        if self.checkpoint is not None:
+            about["base"] = self.checkpoint.path.name
+        member.adapter.write(path, member.modules, about)
+        return path
+
+    def __repr__(self) -> str:
+        head = f"{type(self).__name__} with {', '.join(self.adapters.names) or 'no adapters'}"
+        trees = (f"{name}: {tree!r}" if name else repr(tree) for name, tree in self.trees.items())
+        return "\n".join([head, *trees])
+
+
+def _joined(tree: str, address: str) -> str:
+    return f"{tree}.{address}" if tree and address else tree or address
+
+
+def _specs(adapters: tuple[AdapterSpec | Stack | str, ...]) -> list[AdapterSpec]:
+    specs: list[AdapterSpec] = []
+    for one in adapters:
+        if isinstance(one, Stack):
+            specs += one.specs
+        elif isinstance(one, str):
+            specs.append(adapter(one))
+        elif isinstance(one, AdapterSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
+            specs.append(one)
+        else:
+            raise InarchError(
+                "IA401",
+                f"{one!r} is no adapter",
+                remedy='make one with inarch.adapter("lora", weights="...")',
+            )
+    return specs

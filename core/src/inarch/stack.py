@@ -1,0 +1,121 @@
+"""A stack: a model and its adapters, as a user writes them. Needs neither torch nor a plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inarch.errors import InarchError
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """One adapter of a stack; made by `inarch.adapter`."""
+
+    use: str
+    weights: str | None = None
+    name: str = ""
+    scale: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Adapters for a model, in the order they were written.
+
+    Args:
+        adapters: made by `inarch.adapter`, or ids.
+        model: what `inarch.load` takes: a checkpoint's id or path.
+    """
+
+    adapters: Sequence[AdapterSpec | str] = ()
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        specs = tuple(adapter(a) if isinstance(a, str) else a for a in self.adapters)
+        object.__setattr__(self, "adapters", specs)
+
+    @property
+    def specs(self) -> tuple[AdapterSpec, ...]:
+        return tuple(a for a in self.adapters if isinstance(a, AdapterSpec))
+
+
+def adapter(
+    use: str,
+    *,
+    weights: str | Path | None = None,
+    name: str | None = None,
+    scale: float = 1.0,
+    **options: Any,
+) -> AdapterSpec:
+    """Say which adapter a model is to be adapted with. Nothing is imported or read yet.
+
+    Args:
+        use: the id of an adapter plugin (`lora`), or of trained weights a package ships (`pirate`).
+        weights: a file or folder with its weights; without one the adapter starts untrained.
+        name: its identity in the model; by default `use`.
+        scale: how strongly it acts; 1.0 is as trained.
+        options: what the plugin's manifest page lists, such as `rank=8`.
+
+    Raises:
+        InarchError: IA401 for a scale that is no finite number or a `use` that is no text.
+    """
+    if not isinstance(use, str) or not use:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InarchError("IA401", f"an adapter is named by its id, not by {use!r}")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InarchError("IA401", f"the scale of an adapter is a number, not {scale!r}", where=use)
+    if scale in (float("inf"), float("-inf")):
+        raise InarchError("IA401", "the scale of an adapter must be finite", where=use)
+    label = name if name is not None else _as_name(use)
+    path = None if weights is None else str(weights)
+    return AdapterSpec(use, path, label, float(scale), dict(options))
+
+
+def _as_name(use: str) -> str:
+    """An id such as `prompt-tuning` as the identifier that names modules."""
+    name = "".join(c if c.isalnum() else "_" for c in use).strip("_")
+    return "_".join(part for part in name.split("_") if part)
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    use: str
+    weights: str | None = None
+    name: str | None = None
+    scale: float = 1.0
+    options: dict[str, Any] = {}
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    model: str | None = None
+    adapter: list[_Entry] = []
+
+
+def load_stack(path: str | Path) -> Stack:
+    """Read a stack file: `model`, and an `[[adapter]]` table for each adapter.
+
+    The keys of a table are `use`, `weights` (from the file's folder), `name`, `scale` and `options`,
+    a table of the plugin's own. A `model` that is a path counts from the file's folder too.
+
+    Raises:
+        InarchError: IA404 for a file that can't be read, IA405 for one that is no stack.
+    """
+    from inarch.plugins.tomlfile import read_toml
+
+    path = Path(path)
+    file = read_toml(path, _File, unreadable="IA404", malformed="IA405")
+    specs = [
+        adapter(
+            entry.use,
+            weights=None if entry.weights is None else path.parent / entry.weights,
+            name=entry.name,
+            scale=entry.scale,
+            **entry.options,
+        )
+        for entry in file.adapter
+    ]
+    beside = path.parent / (file.model or "")
+    return Stack(specs, str(beside) if file.model and beside.exists() else file.model)
