@@ -24,6 +24,17 @@ CODES: Final[dict[str, str]] = {
     "IA117": "an edit that is not complete",
     # 2xx weights
     # 3xx plugins and manifests
+    "IA301": "a manifest can't be read",
+    "IA302": "a malformed manifest",
+    "IA303": "a manifest of a newer schema",
+    "IA304": "a manifest that is not where it should be",
+    "IA305": "an id that two packages have",
+    "IA306": "no foundation model for a checkpoint",
+    "IA307": "manifest and entry points disagree",
+    "IA308": "an id nothing installed has",
+    "IA309": "a package that can't be loaded",
+    "IA310": "a file that is not installed",
+    "IA311": "hooks that don't fit",
     # 4xx adapters and stacks
     "IA401": "an adapter that can't be asked for so",
     "IA402": "a target matches nothing",

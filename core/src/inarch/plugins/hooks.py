@@ -1,0 +1,69 @@
+"""Hooks that installed packages may answer: pluggy calls them for what a stack names, no others.
+
+Hooks are not how packages are found (manifests are) and not how models are patched (edits are).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from inarch.errors import InarchError
+from inarch.plugins.index import Finding, index
+from inarch.plugins.load import load_object
+
+if TYPE_CHECKING:
+    import click
+
+    from inarch.adapters.model import Model
+
+spec = pluggy.HookspecMarker("inarch")
+hook = pluggy.HookimplMarker("inarch")
+"""Marks a plugin's answer to a hook; the function takes only the parameters it needs."""
+
+
+class Hooks:
+    """What a package may answer through its `inarch.hooks` entry point."""
+
+    @spec
+    def inarch_check(self, model: Model) -> Iterable[Finding] | None:  # pyright: ignore[reportReturnType]
+        """Look at an adapted model before it is used, and say what is wrong with it."""
+
+    @spec
+    def inarch_after_apply(self, model: Model, base: Model) -> None:
+        """Told of each model that `adapt` made, and of what it was made from."""
+
+    @spec
+    def inarch_commands(self) -> Iterable[click.Command] | None:  # pyright: ignore[reportReturnType]
+        """Commands to add to the command line."""
+
+
+def manager(distributions: Iterable[str]) -> pluggy.PluginManager:
+    """A manager with the hooks of the named distributions registered, in order of their names.
+
+    Raises:
+        InarchError: IA309 where a package can't be imported, IA311 where it answers a hook that
+            doesn't exist or asks for a parameter that a hook doesn't have.
+    """
+    plugins = pluggy.PluginManager("inarch")
+    plugins.add_hookspecs(Hooks)
+    wanted = set(distributions)
+    points: dict[str, Any] = index().objects.get("inarch.hooks", {})
+    for name, (_, distribution) in sorted(points.items()):
+        if distribution not in wanted:
+            continue
+        module = load_object("inarch.hooks", name)
+        try:
+            plugins.register(module, name)
+            plugins.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise InarchError(
+                "IA311",
+                f"the hooks of {distribution} don't fit",
+                where=f"inarch.hooks: {name}",
+                why=str(error),
+                remedy=f"pip install --upgrade {distribution}",
+            ) from None
+    return plugins

@@ -1,0 +1,193 @@
+"""The index of all manifests, cached, so that no question needs an import or sixty file reads."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inarch.errors import InarchError
+from inarch.plugins import entry_points
+from inarch.plugins.manifest import (
+    SCHEMA,
+    AdapterEntry,
+    CheckpointEntry,
+    Described,
+    FormatEntry,
+    Manifest,
+    ModelEntry,
+    WeightsEntry,
+    read_manifest,
+)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something wrong with an installed package; it stops nothing else.
+
+    Attributes:
+        code: as in `inarch.codes`.
+        distribution: the pip package.
+        what: one sentence.
+        where: file and line, or entry point.
+        remedy: one thing to do.
+    """
+
+    code: str
+    distribution: str
+    what: str
+    where: str = ""
+    remedy: str = ""
+
+
+class Index(msgspec.Struct):
+    """All that the installed packages say of themselves, by id."""
+
+    models: dict[str, ModelEntry] = {}
+    checkpoints: dict[str, CheckpointEntry] = {}
+    adapters: dict[str, AdapterEntry] = {}
+    formats: dict[str, FormatEntry] = {}
+    weights: dict[str, WeightsEntry] = {}
+    objects: dict[str, dict[str, tuple[str, str]]] = {}
+    findings: list[Finding] = []
+
+    def model_for(self, config: dict[str, Any], where: str = "") -> ModelEntry:
+        """The foundation model whose checkpoints have this configuration.
+
+        Raises:
+            InarchError: IA306 where no installed one has.
+        """
+        kind = config.get("model_type")
+        wanted = [*(config.get("architectures") or ()), kind]
+        for entry in self.models.values():
+            if kind in entry.model_types or set(wanted) & set(entry.architectures):
+                return entry
+        known = sorted({t for entry in self.models.values() for t in entry.model_types})
+        raise InarchError(
+            "IA306",
+            f"no installed foundation model reads `{kind or wanted[0]}` checkpoints",
+            where=where,
+            why=f"the installed ones read: {', '.join(known) or 'none'}",
+            remedy=f"pip install inarch-{str(kind or 'llama').replace('_', '-')}",
+        )
+
+
+class _Cached(msgspec.Struct):
+    schema: int
+    files: dict[str, int]
+    index: Index
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_index(key: tuple[tuple[str, int], ...]) -> Index:
+    path = _cache_file()
+    folders = dict(key)
+    try:
+        cached = msgspec.json.decode(path.read_bytes(), type=_Cached)
+        manifests = {f: m for f, m in cached.files.items() if f not in folders}
+        if cached.schema == SCHEMA and cached.files == {**folders, **_mtimes(manifests)}:
+            return cached.index
+    except (OSError, msgspec.MsgspecError, ValueError):
+        pass
+    index, files = _built()
+    _store(path, _Cached(SCHEMA, {**folders, **_mtimes(files)}, index))
+    return index
+
+
+def index() -> Index:
+    """The index of what is installed now: from its cache while nothing has been installed since."""
+    return _cached_index(tuple(_mtimes(entry or "." for entry in sys.path).items()))
+
+
+def _mtimes(paths: Iterable[str]) -> dict[str, int]:
+    """When each path last changed; installing or removing a package changes its folder."""
+    times: dict[str, int] = {}
+    for path in paths:
+        try:
+            times[path] = os.stat(path).st_mtime_ns
+        except OSError:
+            times[path] = 0
+    return times
+
+
+def _cache_file() -> Path:
+    base = os.environ.get("INARCH_CACHE_DIR")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    place = hashlib.sha256("\n".join([sys.prefix, *sys.path]).encode()).hexdigest()[:16]
+    return Path(base or os.path.join(home, "inarch")) / f"index-{place}.json"
+
+
+def _store(path: Path, cached: _Cached) -> None:
+    """Write the cache whole or not at all; a cache that can't be written costs time, no more."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.encode(cached))
+        os.replace(name, path)
+    except OSError:
+        pass
+
+
+def _built() -> tuple[Index, list[str]]:
+    """Read every manifest there is; what is wrong with one becomes a finding."""
+    index = Index(objects={group: {} for group in entry_points.GROUPS})
+    files: list[str] = []
+    for distribution in entry_points.installed():
+        for group, objects in distribution.objects.items():
+            for name, value in objects.items():
+                index.objects[group].setdefault(name, (value, distribution.name))
+        for value in distribution.manifests:
+            path = entry_points.manifest_path(value)
+            if path is None:
+                what = f"its manifest `{value}` is not where its entry point says"
+                index.findings.append(Finding("IA304", distribution.name, what, value))
+                continue
+            files.append(str(path))
+            try:
+                manifest = read_manifest(path)
+            except InarchError as error:
+                what = f"{error.what}: {error.why}" if error.why else error.what
+                finding = Finding(error.code, distribution.name, what, error.where, error.remedy)
+                index.findings.append(finding)
+                continue
+            index.findings += _take(index, manifest, path, distribution)
+    return index, files
+
+
+def _take(
+    index: Index, manifest: Manifest, path: Path, distribution: entry_points.Installed
+) -> Iterator[Finding]:
+    """Put a manifest's entries into the index; of two with one id the first by name stays."""
+    tables: list[tuple[dict[str, Any], list[Any], str]] = [
+        (index.models, manifest.model, "inarch.models"),
+        (index.checkpoints, manifest.checkpoint, ""),
+        (index.adapters, manifest.adapter, "inarch.adapters"),
+        (index.formats, manifest.format, "inarch.formats"),
+        (index.weights, manifest.weights, ""),
+    ]
+    for table, entries, group in tables:
+        ids = {entry.id for entry in entries}
+        for entry in entries:
+            if not isinstance(entry, Described) or entry.id in table:
+                other = table[entry.id].distribution
+                what = f"its id `{entry.id}` is taken by {other}, which is used"
+                remedy = f"pip uninstall {distribution.name}"
+                yield Finding("IA305", distribution.name, what, str(path), remedy)
+                continue
+            entry.manifest = str(path)
+            entry.distribution = distribution.name
+            entry.version = distribution.version
+            table[entry.id] = entry
+        if group:
+            points = set(distribution.objects[group])
+            for name in sorted(ids ^ points):
+                side = "entry point" if name in ids else "manifest entry"
+                what = f"`{name}` has no {side} in `{group}`"
+                yield Finding("IA307", distribution.name, what, str(path), "inarch validate")

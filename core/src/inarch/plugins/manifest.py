@@ -1,0 +1,113 @@
+"""The static manifest of a package: `inarch.toml`, read without importing the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from inarch.errors import InarchError
+from inarch.plugins.tomlfile import read_toml
+
+SCHEMA = 1
+
+
+class Described(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What every entry of a manifest has.
+
+    Attributes:
+        id: how users call it; one package has it.
+        summary: one line.
+        manifest: the file it stands in, set when the index is made.
+        distribution: the pip package it came with.
+        version: that package's version.
+    """
+
+    id: str
+    summary: str = ""
+    manifest: str = ""
+    distribution: str = ""
+    version: str = ""
+
+
+class ModelEntry(Described, kw_only=True):
+    """A foundation model: which checkpoints are its own, what it does, and what its sites are."""
+
+    model_types: list[str]
+    architectures: list[str] = []
+    tasks: list[str] = []
+    roles: dict[str, str] = {}
+
+
+class CheckpointEntry(Described, kw_only=True):
+    """A published checkpoint that a pip package ships: `file` from the site-packages folder."""
+
+    model: str
+    package: str
+    file: str
+    install: str
+
+
+class AdapterEntry(Described, kw_only=True):
+    """An adapter: the roles it is for, the kinds of edit it makes, the formats it reads."""
+
+    roles: list[str] = []
+    kinds: list[
+        Literal["add", "scale", "before", "after", "wrap", "replace", "provide", "tap"]
+    ] = []
+    formats: list[str] = []
+    trainable: bool = False
+    paper: str = ""
+
+
+class FormatEntry(Described, kw_only=True):
+    """A checkpoint file format: how its files are recognised."""
+
+    suffixes: list[str] = []
+    magic: str = ""
+
+
+class WeightsEntry(Described, kw_only=True):
+    """Trained adapter weights: `path` is a file or folder beside the manifest."""
+
+    adapter: str
+    model: str
+    path: str
+    checkpoint: str = ""
+    fingerprint: str = ""
+    licence: str = ""
+
+
+class Manifest(msgspec.Struct, forbid_unknown_fields=True):
+    """All that one package says of itself."""
+
+    schema: int
+    model: list[ModelEntry] = []
+    checkpoint: list[CheckpointEntry] = []
+    adapter: list[AdapterEntry] = []
+    format: list[FormatEntry] = []
+    weights: list[WeightsEntry] = []
+
+
+class _Version(msgspec.Struct):
+    schema: int
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read one manifest.
+
+    Raises:
+        InarchError: IA301 where it can't be read, IA302 where it is malformed, IA303 where it is
+            written in a newer schema than this inarch knows.
+    """
+    version = read_toml(path, _Version, unreadable="IA301", malformed="IA302").schema
+    if version != SCHEMA:
+        raise InarchError(
+            "IA303",
+            f"the manifest has schema {version}, and this inarch reads {SCHEMA}",
+            where=str(path),
+            why="the package was made for another release of inarch",
+            remedy="pip install --upgrade inarch",
+        )
+    return read_toml(path, Manifest, unreadable="IA301", malformed="IA302")

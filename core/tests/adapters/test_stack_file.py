@@ -1,0 +1,74 @@
+"""A stack in Python and the same in a file; a typo is named with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import inarch
+from inarch.errors import InarchError
+
+TEXT = """\
+model = "smollm2"
+
+[[adapter]]
+use = "lora"
+weights = "pirate.safetensors"
+scale = 0.8
+name = "pirate"
+options = { rank = 4 }
+
+[[adapter]]
+use = "terse_json"
+"""
+
+
+def test_a_file_reads_as_the_stack_it_describes(tmp_path: Path) -> None:
+    (tmp_path / "stack.toml").write_text(TEXT)
+    stack = inarch.load_stack(tmp_path / "stack.toml")
+    weights = tmp_path / "pirate.safetensors"
+    assert stack == inarch.Stack(
+        [inarch.adapter("lora", weights=weights, scale=0.8, name="pirate", rank=4), "terse_json"],
+        model="smollm2",
+    )
+
+
+def test_a_model_beside_the_file_is_meant_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "stack.toml").write_text('model = "base"')
+    assert inarch.load_stack(tmp_path / "stack.toml").model == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "correction"),
+    [
+        ("weights =", "wieghts =", 5, "weights"),
+        ("[[adapter]]\nuse = \"lora\"", "[[adaptor]]\nuse = \"lora\"", 3, "adapter"),
+        ("model =", "modle =", 1, "model"),
+        ("scale = 0.8", 'scale = "much"', 6, ""),
+    ],
+)
+def test_a_typo_is_named_with_its_line_and_correction(
+    tmp_path: Path, old: str, new: str, line: int, correction: str
+) -> None:
+    path = tmp_path / "stack.toml"
+    path.write_text(TEXT.replace(old, new, 1))
+    with pytest.raises(InarchError) as caught:
+        inarch.load_stack(path)
+    assert caught.value.code == "IA405"
+    assert caught.value.where == f"{path}:{line}"
+    assert correction in caught.value.remedy
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(InarchError) as caught:
+        inarch.load_stack(tmp_path / "none.toml")
+    assert caught.value.code == "IA404"
+
+
+def test_a_file_that_is_no_toml_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "stack.toml").write_text("model = [")
+    with pytest.raises(InarchError) as caught:
+        inarch.load_stack(tmp_path / "stack.toml")
+    assert caught.value.code == "IA405"
