@@ -23,6 +23,15 @@ CODES: Final[dict[str, str]] = {
     "IA116": "a name an adapter can't have",
     "IA117": "an edit that is not complete",
     # 2xx weights
+    "IA201": "a file that is not there",
+    "IA202": "a broken weights file",
+    "IA203": "a pickle",
+    "IA204": "a place that holds no weights",
+    "IA205": "a JSON file that can't be read",
+    "IA206": "a checkpoint that does not fit its configuration",
+    "IA207": "a tensor the file does not have",
+    "IA208": "the hub can't be reached",
+    "IA209": "no such device or dtype",
     # 3xx plugins and manifests
     "IA301": "a manifest can't be read",
     "IA302": "a malformed manifest",

@@ -1,0 +1,139 @@
+"""`inarch.load`: from a checkpoint to the model it is, found by its own configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inarch.errors import InarchError
+from inarch.plugins import index, load_object, locate_checkpoint
+from inarch.weights import fill, open_checkpoint
+
+if TYPE_CHECKING:
+    from inarch.adapters.model import Model
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+) -> Model:
+    """Load a foundation model: frozen, in evaluation mode, placed once and for all.
+
+    The weights are mapped from the file where their dtype is kept. Every model adapted from this
+    one shares them: adapting copies none, and moving or casting them in one would in all.
+
+    Args:
+        source: a transformers folder, a file of an installed format, the id of a checkpoint that a
+            package ships (`inarch models` lists them), or `owner/name` on the hub with the extra
+            `hub` installed.
+        device: as torch names it.
+        dtype: of the weights, such as "bfloat16"; None keeps the file's own.
+
+    Raises:
+        InarchError: 2xx for a checkpoint that can't be read or doesn't fit, 3xx where no package
+            for it is installed.
+    """
+    place, kind = _device(device), _dtype(dtype)
+    path = _located(source)
+    checkpoint = open_checkpoint(path)
+    entry = index().model_for(checkpoint.config, str(path))
+    family: type[Model] = load_object("inarch.models", entry.id)
+    config = family.parse_config(checkpoint.config)
+    with torch.device("meta"):
+        trees = family.build(config)
+    for name, tree in trees.items():
+        prefix = f"{name}." if name else ""
+        fill(tree, checkpoint, kind, place, ignored=family.ignored, prefix=prefix)
+        tree.requires_grad_(False).eval()
+    return family(
+        trees,
+        config,
+        roles=entry.roles,
+        checkpoint=checkpoint,
+        tokenizer=checkpoint.tokenizer(),
+        family=entry.id,
+    )
+
+
+def _located(source: str | Path) -> Path:
+    """The path of a source: itself where it exists, a package's file, or the hub's snapshot."""
+    path = Path(source)
+    if path.exists():
+        return path
+    name = str(source)
+    if name in index().checkpoints:
+        return locate_checkpoint(name)
+    if _REPOSITORY.fullmatch(name) and not name.startswith("."):
+        return _from_hub(name)
+    known = ", ".join(index().checkpoints) or "none"
+    raise InarchError(
+        "IA201",
+        f"there is no checkpoint `{name}`",
+        where=name,
+        why=f"no such path exists, and the checkpoints that packages ship are: {known}",
+        remedy="inarch models",
+    )
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise InarchError(
+            "IA208",
+            f"`{name}` is no path here, and reading it from the hub needs an extra",
+            where=name,
+            remedy="pip install 'inarch[hub]'",
+        ) from None
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model"]
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises its own kinds, all saying it wasn't had
+        raise InarchError(
+            "IA208",
+            f"`{name}` can't be had from the hub",
+            where=name,
+            why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            remedy="check the name and the connection, or pass a local folder",
+        ) from error
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """A device that exists.
+
+    Raises:
+        InarchError: IA209.
+    """
+    try:
+        place = torch.device(device)
+        if place.type != "meta":
+            torch.empty(0, device=place)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or its own, by backend
+        raise InarchError(
+            "IA209",
+            f"the device `{device}` is not to be had",
+            why=str(error).splitlines()[0],
+            remedy='device="cpu"',
+        ) from None
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found: Any = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found is None and dtype is None:
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InarchError(
+            "IA209",
+            f"`{dtype}` is no dtype of weights",
+            why="weights are float32, bfloat16, float16 or float64",
+            remedy='dtype="bfloat16"',
+        )
+    return found

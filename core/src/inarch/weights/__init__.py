@@ -1,0 +1,21 @@
+"""Checkpoints and adapter files: opened by their headers, read tensor by tensor."""
+
+from inarch.weights.adapter_file import WeightsHeader, open_adapter
+from inarch.weights.checkpoint import Checkpoint, FolderCheckpoint, open_checkpoint
+from inarch.weights.fill import fill
+from inarch.weights.fingerprint import combined, fingerprint, sample_offsets
+from inarch.weights.header import TensorInfo, read_header
+
+__all__ = [
+    "Checkpoint",
+    "FolderCheckpoint",
+    "TensorInfo",
+    "WeightsHeader",
+    "combined",
+    "fill",
+    "fingerprint",
+    "open_adapter",
+    "open_checkpoint",
+    "read_header",
+    "sample_offsets",
+]

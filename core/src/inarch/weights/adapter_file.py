@@ -1,0 +1,90 @@
+"""Adapter files: a safetensors file, or a folder with one and its settings beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from inarch.errors import InarchError
+from inarch.weights.checkpoint import read_json
+from inarch.weights.header import PICKLES, TensorInfo, read_header
+
+_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter.safetensors")
+
+
+class WeightsHeader:
+    """An adapter's file, opened by its header; tensors are read one by one.
+
+    Attributes:
+        path: the safetensors file.
+        settings: what stands in adapter_config.json beside it, if anything.
+        metadata: the file's own strings.
+        used: the keys that `read` was asked for.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        header = read_header(path)
+        self.path = path
+        self.settings = settings
+        self.metadata = header.metadata
+        self.used: set[str] = set()
+        self._tensors = header.tensors
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def info(self, key: str) -> TensorInfo:
+        if key not in self._tensors:
+            raise InarchError("IA207", f"the file has no tensor `{key}`", where=str(self.path))
+        return self._tensors[key]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self.info(key).shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self.info(key).dtype
+
+    def read(self, key: str) -> Tensor:
+        """A tensor whose value decides something, such as an alpha; it counts as used."""
+        self.used.add(key)
+        return self.load(key, torch.device("cpu"), None)
+
+    def load(self, key: str, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+        """A tensor straight onto a device."""
+        self.info(key)
+        with safe_open(self.path, framework="pt", device=str(device)) as file:  # pyright: ignore
+            return file.get_tensor(key).to(dtype=dtype)
+
+
+def open_adapter(path: str | Path) -> WeightsHeader:
+    """Open an adapter's file, or the folder it was saved in.
+
+    Raises:
+        InarchError: IA201 where nothing is, IA202 for a broken file, IA203 for a pickle, IA204
+            where a folder holds no weights or several.
+    """
+    path = Path(path)
+    if path.is_file() or not path.exists():
+        settings = path.parent / "adapter_config.json"
+        beside = path.name in _NAMES and settings.is_file()
+        return WeightsHeader(path, read_json(settings) if beside else {})
+    found = [path / name for name in _NAMES if (path / name).is_file()]
+    found = found or sorted(path.glob("*.safetensors"))
+    if len(found) != 1:
+        pickles = sorted(p for p in path.iterdir() if p.suffix in PICKLES)
+        if pickles and not found:
+            read_header(pickles[0])
+        names = ", ".join(p.name for p in found)
+        raise InarchError(
+            "IA204",
+            f"the folder `{path.name}` holds {'several' if found else 'no'} adapter weights",
+            where=str(path),
+            why=f"found: {names}" if found else f"an adapter's weights are called {_NAMES[0]}",
+            remedy="pass the file itself" if found else "pass the folder the adapter was saved in",
+        )
+    settings = path / "adapter_config.json"
+    return WeightsHeader(found[0], read_json(settings) if settings.is_file() else {})

@@ -1,0 +1,205 @@
+"""Checkpoints of foundation models: what is in them, read tensor by tensor when asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from inarch.errors import InarchError
+from inarch.plugins import index, load_object
+from inarch.weights.fingerprint import fingerprint
+from inarch.weights.header import PICKLES, Header, TensorInfo, read_header
+
+if TYPE_CHECKING:
+    from inarch.nn.tokenizer import Tokenizer
+
+
+class Checkpoint(Protocol):
+    """A checkpoint in any format. Tensors have transformers' names, which are the tree's."""
+
+    path: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as transformers' config.json has it."""
+        ...
+
+    @property
+    def generation_config(self) -> dict[str, Any]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Shape and dtype of each tensor, from headers alone."""
+        ...
+
+    def read(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+        """One tensor, in the dtype asked for or its own, on the device."""
+        ...
+
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def fingerprint(self) -> str:
+        """What identifies the weights, whatever the files around them are called."""
+        ...
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a transformers folder, or a file or folder of an installed format.
+
+    Raises:
+        InarchError: IA201 to IA204.
+    """
+    if not path.exists():
+        raise InarchError(
+            "IA201",
+            f"there is no checkpoint at `{path}`",
+            where=str(path),
+            remedy="pass a folder with config.json and safetensors, or a file of an installed "
+            "format",
+        )
+    found = _format_of(path)
+    if found is not None:
+        return load_object("inarch.formats", found)(path)
+    if path.is_file():
+        suffixes = sorted(s for entry in index().formats.values() for s in entry.suffixes)
+        if path.suffix in PICKLES:
+            read_header(path)
+        raise InarchError(
+            "IA204",
+            f"`{path.name}` is in no format of a checkpoint that is installed",
+            where=str(path),
+            why=f"files of a checkpoint end in: {', '.join(suffixes) or 'none is installed'}; "
+            "a transformers checkpoint is a folder",
+            remedy="pip install inarch-gguf" if path.suffix == ".gguf" else "pass the folder",
+        )
+    return FolderCheckpoint(path)
+
+
+def _format_of(path: Path) -> str | None:
+    """The installed format whose magic bytes or suffix a file has."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        start = file.read(16)
+    for entry in index().formats.values():
+        if (entry.magic and start.startswith(entry.magic.encode())) or path.suffix in entry.suffixes:
+            return entry.id
+    return None
+
+
+class FolderCheckpoint:
+    """A transformers folder: config.json, safetensors in one file or in shards, a tokenizer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not (path / "config.json").is_file():
+            present = sorted(p.name for p in path.iterdir())[:8]
+            raise InarchError(
+                "IA204",
+                f"`{path.name}` is no checkpoint folder: it has no config.json",
+                where=str(path),
+                why=f"it holds: {', '.join(present) or 'nothing'}",
+                remedy="pass the folder that holds config.json and the safetensors files",
+            )
+        self._open: dict[Path, Any] = {}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json")
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        path = self.path / "generation_config.json"
+        return read_json(path) if path.is_file() else {}
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {n: info for header in self._headers for n, info in header.tensors.items()}
+
+    @cached_property
+    def _headers(self) -> list[Header]:
+        listed = self.path / "model.safetensors.index.json"
+        if listed.is_file():
+            return self._sharded(read_json(listed), listed)
+        single = self.path / "model.safetensors"
+        if single.is_file():
+            return [read_header(single)]
+        pickles = sorted(p for p in self.path.iterdir() if p.suffix in PICKLES)
+        if pickles:
+            read_header(pickles[0])
+        raise InarchError(
+            "IA204",
+            f"`{self.path.name}` holds no weights",
+            where=str(self.path),
+            why="there is neither model.safetensors nor model.safetensors.index.json",
+            remedy="put the safetensors files beside config.json",
+        )
+
+    def _sharded(self, listed: dict[str, Any], path: Path) -> list[Header]:
+        """The shards' headers, held against the index that names them."""
+        wanted: dict[str, str] = listed.get("weight_map", {})
+        headers = {name: read_header(self.path / name) for name in sorted(set(wanted.values()))}
+        absent = [f"{t} in {f}" for t, f in wanted.items() if t not in headers[f].tensors]
+        unlisted = [t for h in headers.values() for t in h.tensors if t not in wanted]
+        if absent or unlisted or not wanted:
+            facts = [f"absent: {a}" for a in absent[:4]] + [f"not listed: {u}" for u in unlisted[:4]]
+            raise InarchError(
+                "IA202",
+                "the index of the shards and the shards disagree",
+                where=str(path),
+                why="\n".join(facts) or "it lists no tensor",
+                remedy="download or save the checkpoint again",
+            )
+        return list(headers.values())
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        return {name: header.path for header in self._headers for name in header.tensors}
+
+    def read(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+        path = self._files[name]
+        key = str(device)
+        file = self._open.get(path)
+        if file is None:
+            file = self._open[path] = safe_open(path, framework="pt", device=key)
+        return file.get_tensor(name).to(device=device, dtype=dtype)
+
+    def close(self) -> None:
+        """Forget the open files; tensors that were read keep their mapping."""
+        self._open.clear()
+
+    def tokenizer(self) -> Tokenizer | None:
+        from inarch.nn.tokenizer import Tokenizer
+
+        return Tokenizer.from_folder(self.path) if (self.path / "tokenizer.json").is_file() else None
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint((header.path, header.tensors) for header in self._headers)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InarchError: IA205.
+    """
+    try:
+        value: Any = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InarchError(
+            "IA205", f"`{path.name}` can't be read", where=str(path), why=str(error)
+        ) from None
+    if not isinstance(value, dict):
+        raise InarchError("IA205", f"`{path.name}` holds no JSON object", where=str(path))
+    return value

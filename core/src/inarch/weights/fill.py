@@ -1,0 +1,111 @@
+"""Filling a tree that was built on the meta device from a checkpoint: all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from inarch.errors import InarchError
+from inarch.tree import Chain
+from inarch.weights.checkpoint import Checkpoint
+
+_SHOWN = 6
+
+
+def fill(
+    tree: Chain,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    ignored: Iterable[str] = (),
+    prefix: str = "",
+) -> None:
+    """Give every parameter and persistent buffer of a tree its tensor, frozen.
+
+    Tensors are mapped and cast one by one, so that no second copy of the weights exists at any
+    time. A tied parameter may be absent from the file.
+
+    Args:
+        tree: on the meta device; its modules get new parameters.
+        checkpoint: where the tensors are.
+        dtype: of floating-point tensors; None keeps the file's.
+        device: where they go.
+        ignored: patterns of tensors that the file may have and the tree need not.
+        prefix: of the tree's names in the checkpoint.
+
+    Raises:
+        InarchError: IA206 for tensors that are missing, unexpected or of another shape, all of
+            them in one error; the tree is as it was.
+    """
+    wanted = {prefix + n: t for n, t in tree.state_dict(keep_vars=True).items()}
+    found = {
+        name: info.shape
+        for name, info in checkpoint.tensors.items()
+        if name.startswith(prefix) and not any(fnmatchcase(name, p) for p in ignored)
+    }
+    aliases = {prefix + alias: prefix + source for alias, source in all_ties(tree)}
+    _check(wanted, found, aliases, checkpoint)
+    place = torch.device(device)
+    values: dict[str, torch.Tensor] = {}
+    for name, old in wanted.items():
+        if name in aliases:
+            continue
+        target = dtype if old.is_floating_point() else None
+        values[name] = checkpoint.read(name, target, place)
+    for name, value in values.items():
+        path, _, own = name.removeprefix(prefix).rpartition(".")
+        module = tree.get_submodule(path)
+        if own in module._parameters:  # pyright: ignore[reportPrivateUsage]
+            module._parameters[own] = nn.Parameter(value, requires_grad=False)  # pyright: ignore[reportPrivateUsage]
+        else:
+            module._buffers[own] = value  # pyright: ignore[reportPrivateUsage]
+    for chain in (m for m in tree.modules() if isinstance(m, Chain)):
+        chain.retie()
+    _place_rest(tree, place)
+
+
+def all_ties(tree: Chain) -> Iterable[tuple[str, str]]:
+    """Every tie of a tree, with full names."""
+    for name, module in tree.named_modules():
+        if isinstance(module, Chain):
+            at = f"{name}." if name else ""
+            yield from ((at + alias, at + source) for alias, source in module.ties)
+
+
+def _check(
+    wanted: dict[str, torch.Tensor],
+    found: dict[str, tuple[int, ...]],
+    aliases: dict[str, str],
+    checkpoint: Checkpoint,
+) -> None:
+    missing = [n for n in wanted if n not in found and n not in aliases]
+    extra = [n for n in found if n not in wanted]
+    shapes = [n for n, t in wanted.items() if n in found and tuple(t.shape) != tuple(found[n])]
+    if not (missing or extra or shapes):
+        return
+    facts = [f"missing: {n} {list(wanted[n].shape)}" for n in missing[:_SHOWN]]
+    facts += [f"unexpected: {n} {list(found[n])}" for n in extra[:_SHOWN]]
+    facts += [
+        f"{n} is {list(found[n])}, the tree has {list(wanted[n].shape)}" for n in shapes[:_SHOWN]
+    ]
+    counts = [(len(missing), "missing"), (len(extra), "unexpected"), (len(shapes), "misshaped")]
+    raise InarchError(
+        "IA206",
+        "the checkpoint does not fit its configuration: "
+        + ", ".join(f"{count} tensors {word}" for count, word in counts if count),
+        where=f"{checkpoint.path}: {(missing + extra + shapes)[0]}",
+        why="\n".join(facts),
+        remedy="pass the weights that belong to this config.json",
+    )
+
+
+def _place_rest(tree: nn.Module, device: torch.device) -> None:
+    """Put buffers that no checkpoint holds, such as rotary frequencies, on the device."""
+    for module in tree.modules():
+        for name, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)  # pyright: ignore[reportPrivateUsage]
