@@ -22,6 +22,7 @@ CODES: Final[dict[str, str]] = {
     "IA115": "an adapter's name stands at a site twice",
     "IA116": "a name an adapter can't have",
     "IA117": "an edit that is not complete",
+    "IA118": "weights that can't be tied",
     # 2xx weights
     "IA201": "a file that is not there",
     "IA202": "a broken weights file",

@@ -14,6 +14,7 @@ from inarch.errors import InarchError
 from inarch.tree.generate import Form, Interface, form_of
 from inarch.tree.program import Registry, adopt
 from inarch.tree.steps import Seq, Step
+from inarch.tree.write import check_value_name
 
 if TYPE_CHECKING:
     from inarch.tree.edit import Edit
@@ -53,16 +54,20 @@ class Chain(nn.Module):
     def __init__(
         self,
         *steps: Step,
-        takes: Sequence[str] = ("x",),
-        inputs: Sequence[str] | None = None,
-        keeps: Iterable[str] = (),
+        takes: str | Sequence[str] = ("x",),
+        inputs: str | Sequence[str] | None = None,
+        keeps: str | Iterable[str] = (),
         **named: Step,
     ) -> None:
         super().__init__()
         self.ties = ()
-        closed = None if inputs is None else tuple(inputs)
-        self.interface = Interface(tuple(takes), closed, frozenset(keeps))
-        registry = Registry(RESERVED, self._register)
+        closed = None if inputs is None else _names(inputs)
+        self.interface = Interface(_names(takes), closed, frozenset(_names(keeps)))
+        for name in self.interface.takes:
+            check_value_name(name, "takes")
+            if self.interface.takes.count(name) > 1:
+                raise InarchError("IA101", f"the name `{name}` is bound twice", where="takes")
+        registry = Registry(RESERVED | frozenset(dir(type(self))), self._register)
         self._write(adopt(Seq(*steps, **named), registry, top=True))
 
     # What it is
@@ -83,7 +88,7 @@ class Chain(nn.Module):
         self,
         pattern: str | None = None,
         *,
-        type: type | tuple[type, ...] | None = None,  # noqa: A002 - the word users look for
+        type: type | tuple[type, ...] | None = None,
         where: Callable[[Any], bool] | None = None,
         count: int | None = None,
     ) -> Selection:
@@ -119,9 +124,21 @@ class Chain(nn.Module):
         return diff(other, self)
 
     def tie(self, alias: str, source: str) -> Self:
-        """Declare that the parameter `alias` is the parameter `source`, and make it so."""
+        """Declare that the parameter `alias` is the parameter `source`, and make it so.
+
+        Raises:
+            InarchError: IA118 where one of them is no parameter or the shapes differ.
+        """
+        shapes = [_shape(self, name) for name in (alias, source)]
+        if None in shapes or shapes[0] != shapes[1]:
+            raise InarchError(
+                "IA118",
+                f"`{alias}` can't be tied to `{source}`",
+                why=f"their shapes are {shapes[0]} and {shapes[1]}",
+                remedy="name two parameters of one shape below this Chain",
+            )
         self.ties = (*self.ties, (alias, source))
-        self._retie()
+        self.retie()
         return self
 
     def __repr__(self) -> str:
@@ -142,12 +159,12 @@ class Chain(nn.Module):
         holder: nn.Module = self
         *path, last = name.split(".")
         for part in path:
-            inner = holder._modules.get(part)
-            if inner is None:
-                inner = holder._modules[part] = Container()
+            inner = holder._modules.setdefault(part, Container())
+            if not isinstance(inner, Container):
+                raise _used_twice(name, f"`{part}` is a {type(inner).__name__} of its own")
             holder = inner
-        if not isinstance(holder, (Chain, Container)) or last in holder._modules:
-            raise InarchError("IA102", f"the label `{name}` is used twice")
+        if last in holder._modules:
+            raise _used_twice(name, "a module of that name is there")
         holder._modules[last] = module
 
     def module_at(self, name: str) -> nn.Module:
@@ -202,7 +219,8 @@ class Chain(nn.Module):
 
     # Tied weights
 
-    def _retie(self) -> None:
+    def retie(self) -> None:
+        """Make every tied parameter the one it is tied to, after parameters were replaced."""
         for alias, source in self.ties:
             module, _, name = alias.rpartition(".")
             owner, _, own = source.rpartition(".")
@@ -211,7 +229,7 @@ class Chain(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self._retie()
+        self.retie()
         return self
 
     def load_state_dict(
@@ -223,11 +241,12 @@ class Chain(nn.Module):
         for prefix, chain in tied:
             for alias, source in chain.ties:
                 alias, source = (f"{prefix}.{n}" if prefix else n for n in (alias, source))
-                if alias not in state and source in state:
-                    state[alias] = state[source]
+                for given, other in ((source, alias), (alias, source)):
+                    if given in state:
+                        state.setdefault(other, state[given])
         result = super().load_state_dict(state, strict=strict, assign=assign)
         for _, chain in tied:
-            chain._retie()
+            chain.retie()
         return result
 
 
@@ -247,5 +266,25 @@ class _Modules(Mapping[str, nn.Module]):
         return len(self.chain._modules)
 
 
-RESERVED = frozenset(dir(nn.Module())) | frozenset(dir(Chain)) | {"form", "program", "interface"}
+def _shape(chain: Chain, parameter: str) -> list[int] | None:
+    try:
+        return list(chain.get_parameter(parameter).shape)
+    except AttributeError:
+        return None
+
+
+def _names(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _used_twice(label: str, why: str) -> InarchError:
+    return InarchError(
+        "IA102",
+        f"the label `{label}` is used twice",
+        why=why,
+        remedy="give one of the two another label",
+    )
+
+
+RESERVED = frozenset(dir(nn.Module())) | frozenset(dir(Chain)) | frozenset(Chain.__annotations__)
 _HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hooks" in name and value == {})

@@ -99,7 +99,9 @@ def _node(step: Step, chain: Chain, label: str) -> Node:
             return chain_node(label or step.name, module)
         return Node(label or step.name, module_text(module))
     if isinstance(step, Call):
-        return Node("" if label == step.name else label, f"{step.name}(){_asks(step.signature.needs)}")
+        return Node(
+            "" if label == step.name else label, f"{step.name}(){_asks(step.signature.needs)}"
+        )
     if isinstance(step, Let):
         return _let(step, chain)
     if isinstance(step, Use):

@@ -7,7 +7,6 @@ form (terms and factors sorted by adapter), so that equal edits give equal trees
 
 from __future__ import annotations
 
-import keyword
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from inarch.errors import InarchError
 from inarch.tree.address import compiled, is_pattern
 from inarch.tree.chain import RESERVED, Chain
 from inarch.tree.generate import Interface
-from inarch.tree.graft import graft
+from inarch.tree.graft import duplicate, graft
+from inarch.tree.names import module_name
 from inarch.tree.program import Registry, adopt
 from inarch.tree.steps import Combinator, Export, Graft, Identity, Let, Seq, Site, Step
 
@@ -110,7 +110,7 @@ class _Plan:
 
     sites: dict[str, list[Edit]] = field(default_factory=dict[str, list[Edit]])
     below: dict[str, _Plan] = field(default_factory=dict[str, "_Plan"])
-    inputs: tuple[str, ...] = ()
+    inputs: dict[str, None] = field(default_factory=dict[str, None])
 
 
 def apply(tree: SomeChain, edits: Iterable[Edit]) -> SomeChain:
@@ -155,7 +155,9 @@ def no_site(tree: Chain, address: str, asker: str) -> InarchError:
         f"no site matches `{address}`",
         where=asker,
         why="a partial match is never accepted, so nothing was changed",
-        remedy=f"did you mean: {', '.join(near)}" if near else "look at the tree: print(model.tree)",
+        remedy=f"did you mean: {', '.join(near)}"
+        if near
+        else "look at the tree: print(model.tree)",
     )
 
 
@@ -166,31 +168,33 @@ def check_adapter_name(name: str) -> None:
         InarchError: IA116.
     """
     normal = unicodedata.normalize("NFKC", name)
-    if name.isidentifier() and "__" not in name and not keyword.iskeyword(name) and normal == name:
+    if name.isidentifier() and "__" not in name and name.strip("_") == name == normal:
         return
-    wanted = "".join(c if c.isalnum() else "_" for c in normal).strip("_") or "adapter"
-    wanted = "_".join(part for part in wanted.split("_") if part)
+    wanted = "".join(c if c.isalnum() else "_" for c in normal)
+    wanted = "_".join(part for part in wanted.split("_") if part) or "adapter"
     raise InarchError(
         "IA116",
         f"an adapter can't be called {name!r}",
-        why="its modules are named SITE__NAME, so the name must be an identifier without `__`",
+        why="its modules are named SITE__NAME, so the name must be an identifier without `__`, "
+        "and without `_` at either end",
         remedy=f'name="{wanted if wanted.isidentifier() else "a" + wanted}"',
     )
 
 
 def _place(plan: _Plan, tree: Chain, address: str, edit: Edit) -> None:
     path, name = tree.form.index[address] if address else ((), "")
-    plan.inputs += edit.inputs
+    inputs = dict.fromkeys(edit.inputs)
+    plan.inputs |= inputs
     for child in path:
         plan = plan.below.setdefault(child, _Plan())
-        plan.inputs += edit.inputs
+        plan.inputs |= inputs
     plan.sites.setdefault(name, []).append(edit)
 
 
 def _refuse_final(tree: Chain) -> None:
     for name, module in tree.named_modules():
         compiled_in_place = module.__dict__.get("_compiled_call_impl") is not None
-        if compiled_in_place or hasattr(module, "_get_fsdp_state"):
+        if compiled_in_place or _sharded(module):
             raise InarchError(
                 "IA108",
                 f"a tree that was {'compiled' if compiled_in_place else 'sharded'} can't be edited",
@@ -198,6 +202,12 @@ def _refuse_final(tree: Chain) -> None:
                 why="its modules were changed in place for the tree that holds them now",
                 remedy="adapt first; shard and compile the value that will run, last",
             )
+
+
+def _sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 manages the module or its own parameters are DTensors, without importing it."""
+    parameters = module.__dict__["_parameters"].values()
+    return hasattr(module, "_get_fsdp_state") or any(hasattr(p, "device_mesh") for p in parameters)
 
 
 def _rewritten(chain: SomeChain, plan: _Plan) -> SomeChain:
@@ -231,7 +241,8 @@ def _mapped(step: Step, sites: Mapping[str, list[Edit]], chain: Chain) -> Step:
         step = step.with_children(new)
     if isinstance(step, Site):
         for edit in sites.get(step.name, ()):
-            step = Site(step.name, graft(step.name, step.step, _brought(step, edit, chain)))
+            new = _brought(step, edit, chain)
+            step = Site(step.name, graft(step.name, step.step, new, chain.module_at))
     return step
 
 
@@ -244,35 +255,20 @@ def _brought(site: Site, edit: Edit, chain: Chain) -> Graft:
 
 
 def _adopted(beside: str, edit: Edit, chain: Chain) -> Step:
-    name = f"{beside.replace('.', '_')}__{edit.adapter}"
-    if name[0].isdigit():
-        name = f"at_{name}"
+    name = module_name(beside, edit.adapter)
     if name in chain._modules:
-        name = f"{name}_{edit.kind}"
-
-    def register(label: str, module: nn.Module) -> None:
-        if label in chain._modules:
-            raise duplicate(beside, edit.adapter)
-        chain._register(label, module)  # pyright: ignore[reportPrivateUsage]
-
-    return adopt(edit.step, Registry(RESERVED, register, prefix=name))
-
-
-def duplicate(site: str, adapter: str) -> InarchError:
-    return InarchError(
-        "IA115",
-        f"adapter `{adapter}` stands at `{site}` already",
-        why="an adapter's name is its identity, and each of its edits at a site stands once",
-        remedy='give the second one another name: inarch.adapter(..., name="other")',
-    )
+        name = f"{name}__{edit.kind}"
+    if name in chain._modules:
+        raise duplicate(beside, edit.adapter, edit.kind)
+    return adopt(edit.step, Registry(RESERVED, chain._register, prefix=name))  # pyright: ignore[reportPrivateUsage]
 
 
 def _provided(program: Step, edit: Edit, chain: Chain) -> Step:
-    """The program with one more provided value before its first step; these sort by name."""
+    """The program with one more provided value before its first step; these sort by adapter."""
     new = Graft(edit.adapter, "provide", Let(edit.names, _adopted(edit.label, edit, chain)))
     steps = list(program.children)
     count = 0
     while count < len(steps) and isinstance(steps[count], Graft):
         count += 1
-    first = sorted([*steps[:count], new], key=lambda g: (g.adapter, g.step.names))
+    first = sorted([*steps[:count], new], key=lambda graft: graft.adapter)
     return Seq(*first, *steps[count:])

@@ -21,8 +21,9 @@ from torch import nn
 
 from inarch.errors import InarchError
 from inarch.tree.failure import explain
+from inarch.tree.names import HANDLER
 from inarch.tree.signature import Call, Signature, of_module
-from inarch.tree.steps import Graft, Let, Ref, Site, Step, Use, walk
+from inarch.tree.steps import Let, Ref, Site, Step, Use, walk
 from inarch.tree.text import source
 from inarch.tree.write import Child, Value, Writer
 
@@ -98,24 +99,30 @@ def _form(module: nn.Module) -> Form | None:
 
 def _generate(program: Step, interface: Interface, modules: Mapping[str, nn.Module]) -> Form:
     children = {s.name: _child(modules[s.name]) for s in walk(program) if isinstance(s, Ref)}
-    reserved = frozenset({*interface.takes, *_value_names(program, children)})
+    names = _value_names(program, children)
+    reserved = frozenset({"self", "forward", *HANDLER, *interface.takes, *names})
     writer = Writer(interface.takes, interface.keeps, children.__getitem__, reserved)
     given = [Value(name) for name in interface.takes]
     returned = writer.run(program, given)
     needs = tuple(writer.needs)
-    _check_inputs(needs, interface)
+    _check_inputs(writer.asked, interface)
     exports = tuple(writer.exports)
     text, lines = source(writer, given, returned + list(writer.exports.values()))
-    function = _compiled(text, writer.functions)
+    function = _compiled(text, {name: call.function for name, call in writer.functions.items()})
     takes = (len(interface.takes), float(len(interface.takes)))
     child = Child(Signature(needs, len(returned), takes), exports)
     sites = tuple(s.name for s in walk(program) if isinstance(s, Site))
     below = tuple((name, f) for name in children if (f := _form(modules[name])) is not None)
     form = Form(text, function, needs, len(returned), exports, sites, tuple(lines), child, below)
-    weakref.finalize(form, linecache.cache.pop, function.__code__.co_filename, None)
-    explain.lines[function.__code__.co_filename] = form.lines
-    weakref.finalize(form, explain.lines.pop, function.__code__.co_filename, None)
+    file = function.__code__.co_filename
+    explain.lines[file] = form.lines
+    weakref.finalize(form, _forget, file).atexit = False
     return form
+
+
+def _forget(file: str) -> None:
+    linecache.cache.pop(file, None)
+    explain.lines.pop(file, None)
 
 
 def _child(module: nn.Module) -> Child:
@@ -134,15 +141,22 @@ def _value_names(program: Step, children: Mapping[str, Child]) -> Iterator[str]:
         yield from child.exports
 
 
-def _check_inputs(needs: tuple[str, ...], interface: Interface) -> None:
+def _check_inputs(asked: Mapping[str, str], interface: Interface) -> None:
     """Refuse a need that nobody binds and that the Chain's own list of inputs doesn't have."""
-    for need in needs:
-        if need in interface.takes or need.isidentifier() is False:
-            raise InarchError("IA103", f"`{need}` can't name a value", why="the main input has it")
+    for need, where in asked.items():
+        if need in interface.takes:
+            raise InarchError(
+                "IA103",
+                f"`{need}` can't name a value",
+                where=where,
+                why="the main input of this Chain has that name",
+                remedy='give one of the two another name: Chain(..., takes=("other",))',
+            )
         if interface.inputs is not None and need not in interface.inputs:
             raise InarchError(
                 "IA105",
                 f"nobody binds `{need}`, and it is not an input of this Chain",
+                where=where,
                 why=f"the Chain's inputs are: {', '.join(interface.inputs) or 'none'}",
                 remedy=f'bind it first with Let("{need}", ...), correct its spelling, or add it '
                 "to the Chain's inputs",
@@ -171,8 +185,3 @@ def _compiled(text: str, functions: dict[str, Any]) -> Callable[..., Any]:
     exec(compile(tree, name, "exec"), namespace)
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     return namespace["forward"]
-
-
-def grafts(program: Step) -> Iterator[Graft]:
-    """What adapters put into a program."""
-    return (step for step in walk(program) if isinstance(step, Graft))

@@ -2,27 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from torch import nn
 
 from inarch.errors import InarchError
-from inarch.tree.steps import Combinator, Graft, Here, Product, Seq, Step, Sum, walk
+from inarch.tree.chain import Chain
+from inarch.tree.steps import Combinator, Graft, Here, Product, Ref, Seq, Site, Step, Sum, walk
 
 
-def graft(site: str, step: Step, new: Graft) -> Step:
+def graft(site: str, step: Step, new: Graft, module_at: Callable[[str], nn.Module]) -> Step:
     """The expression `step` at a site with one more graft.
+
+    Args:
+        site: its name within the Chain.
+        step: what stands there now.
+        new: what an edit puts there.
+        module_at: the Chain's modules by name: a Chain that is replaced may hold edits itself.
 
     Raises:
         InarchError: IA111 where a replacement would lose a graft, IA112 for a wrap without
             exactly one `Here()`, IA115 where the adapter has such a graft there already.
     """
-    for old in walk(step):
-        if isinstance(old, Graft) and (old.adapter, old.kind, old.step) == (
-            new.adapter,
-            new.kind,
-            new.step,
-        ):
-            raise InarchError("IA115", f"adapter `{new.adapter}` stands at `{site}` already")
+    for old in _at_site(step):
+        same = (old.adapter, old.kind) == (new.adapter, new.kind)
+        if same and (new.kind != "tap" or old.step == new.step):
+            raise duplicate(site, new.adapter, new.kind)
+    if new.kind == "replace":
+        _refuse_loss(site, step, new, module_at)
     return _GRAFT[new.kind](site, step, new)
+
+
+def duplicate(site: str, adapter: str, kind: str) -> InarchError:
+    return InarchError(
+        "IA115",
+        f"adapter `{adapter}` stands at `{site}` already",
+        where=f"its second {kind} edit there",
+        why="an adapter's name is its identity, and it makes one edit of a kind at a site",
+        remedy='give the second one another name: inarch.adapter(..., name="other")',
+    )
+
+
+def _at_site(step: Step) -> Iterator[Graft]:
+    """The grafts at a site itself, without those at sites inside what its author put there."""
+    if isinstance(step, Graft):
+        yield step
+    if isinstance(step, Combinator) and not isinstance(step, Site):
+        for child in step.children:
+            yield from _at_site(child)
+
+
+def grafts(step: Step, module_at: Callable[[str], nn.Module]) -> Iterator[Graft]:
+    """All that edits put into a step and into the Chains in it."""
+    for one in walk(step):
+        if isinstance(one, Graft):
+            yield one
+        module = module_at(one.name) if isinstance(one, Ref) else None
+        if isinstance(module, Chain):
+            yield from grafts(module.program, module.module_at)
 
 
 def _grafted(step: Step, kind: str) -> bool:
@@ -93,17 +130,20 @@ def _filled(step: Step, here: Step) -> Step:
     return step.with_children(tuple(_filled(child, here) for child in step.children))
 
 
-def _replace(site: str, step: Step, new: Graft) -> Step:
-    lost = [s for s in walk(step) if isinstance(s, Graft)]
-    if lost:
+def _replace(_site: str, _step: Step, new: Graft) -> Step:
+    return new
+
+
+def _refuse_loss(site: str, step: Step, new: Graft, module_at: Callable[[str], nn.Module]) -> None:
+    lost = next(grafts(step, module_at), None)
+    if lost is not None:
         raise InarchError(
             "IA111",
             f"the replacement by adapter `{new.adapter}` would lose an edit",
             where=site,
-            why=f"adapter `{lost[0].adapter}` put its {lost[0].kind} there",
+            why=f"adapter `{lost.adapter}` put its {lost.kind} there",
             remedy="leave one of the two adapters out",
         )
-    return new
 
 
 _GRAFT: dict[str, Callable[[str, Step, Graft], Step]] = {

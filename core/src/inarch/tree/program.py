@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from inarch.errors import InarchError
+from inarch.tree.names import is_index, is_name
 from inarch.tree.signature import Call
-from inarch.tree.steps import Combinator, Identity, Labelled, Let, Ref, Seq, Site, Step
+from inarch.tree.steps import Combinator, Labelled, Let, Ref, Seq, Site, Step
 
 
 @dataclass(slots=True)
@@ -40,9 +40,7 @@ class Registry:
         return name
 
 
-def adopt(
-    step: Step, registry: Registry, *, top: bool = False, path: tuple[str, ...] = ()
-) -> Step:
+def adopt(step: Step, registry: Registry, *, top: bool = False, path: tuple[str, ...] = ()) -> Step:
     """The program of `step`: `Site`s for labels, `Ref`s for modules, `Call`s for functions."""
     if isinstance(step, Labelled):
         return _labelled(step, registry, path)
@@ -90,7 +88,7 @@ def _labelled(item: Labelled, registry: Registry, path: tuple[str, ...]) -> Step
         registry.claim(label)
         registry.register(label, step)
         return Site(label, Ref(label))
-    if not label.isidentifier() or keyword.iskeyword(label) or "__" in label:
+    if not is_name(label) or "__" in label:
         raise _bad_label(label, "it names no weights, so it must be one identifier")
     inner = (*path, label)
     if registry.prefix:
@@ -112,9 +110,9 @@ def _let(step: Let, registry: Registry, path: tuple[str, ...]) -> Step:
 
 def _check_parts(label: str, reserved: frozenset[str]) -> None:
     for part in label.split("."):
-        if part.isdigit():
+        if is_index(part):
             continue
-        if not part.isidentifier() or keyword.iskeyword(part):
+        if not is_name(part):
             raise _bad_label(label, f"`{part}` is no identifier")
         if "__" in part:
             raise _bad_label(label, "`__` is kept for what adapters add")

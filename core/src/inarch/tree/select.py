@@ -11,6 +11,7 @@ from torch import nn
 from inarch.errors import InarchError
 from inarch.tree.address import compiled
 from inarch.tree.chain import Chain
+from inarch.tree.names import adapter_of
 from inarch.tree.steps import Combinator, Graft, Ref, Site, Step, walk
 
 
@@ -82,7 +83,7 @@ def select(
     tree: Chain,
     pattern: str | None,
     *,
-    type: type | tuple[type, ...] | None,  # noqa: A002
+    type: type | tuple[type, ...] | None,
     where: Callable[[Found], bool] | None,
     count: int | None,
 ) -> Selection:
@@ -118,9 +119,8 @@ def sites(tree: Chain, prefix: str = "") -> Iterator[Found]:
 
 def brought(graft: Graft) -> Iterator[str]:
     """The names of the modules an edit brought, without those of what it wraps."""
-    suffix = f"__{graft.adapter}"
     for step in walk(graft.step):
-        if isinstance(step, Ref) and suffix in step.name:
+        if isinstance(step, Ref) and adapter_of(step.name) == graft.adapter:
             yield step.name
 
 

@@ -118,6 +118,8 @@ class Concat(Group):
 
     def __init__(self, *steps: Step, dim: int, **named: Step) -> None:
         Group.__init__(self, *steps, **named)
+        if type(dim) is not int:
+            raise InarchError("IA104", f"Concat's dim must be an integer, not {dim!r}")
         object.__setattr__(self, "dim", dim)
 
 
@@ -133,6 +135,8 @@ class Use(Combinator):
     names: tuple[str, ...]
 
     def __init__(self, *names: str) -> None:
+        if not names:
+            raise InarchError("IA104", "Use() names no value", remedy='write Use("name")')
         object.__setattr__(self, "names", names)
 
 

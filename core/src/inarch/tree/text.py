@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import keyword
-
+from inarch.tree.names import HANDLER
 from inarch.tree.write import WIDTH, Line, Part, Value, Writer
 
 
@@ -40,7 +39,7 @@ def _name(writer: Writer, given: list[Value], returned: list[Value]) -> None:
     for number in range(end - 1, -1, -1):
         for value in writer.lines[number].values():
             last_use.setdefault(value, number)
-    taken = set(writer.scope) | set(writer.functions) | {"self"}
+    taken = {*writer.scope, *writer.functions, "self", *HANDLER}
     alive: dict[str, Value] = {}
     for value in given:
         value.name = value.hint
@@ -59,7 +58,7 @@ def _name(writer: Writer, given: list[Value], returned: list[Value]) -> None:
 
 
 def _free(hint: str, taken: set[str], alive: dict[str, Value]) -> str:
-    if hint in taken or keyword.iskeyword(hint):
+    if hint in taken:
         hint += "_"
     name, number = hint, 1
     while name in alive or name in taken:

@@ -7,7 +7,6 @@ name for the whole forward, and no line only renames.
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from inarch.errors import InarchError
+from inarch.tree.names import HANDLER, can_name_a_value, is_index
 from inarch.tree.signature import Call, Signature
 from inarch.tree.steps import (
     Concat,
@@ -80,12 +80,13 @@ class Writer:
     keeps: frozenset[str]
     child: Callable[[str], Child]
     reserved: frozenset[str]
-    lines: list[Line] = field(default_factory=list)
-    scope: dict[str, Value] = field(default_factory=dict)
-    needs: dict[str, Value] = field(default_factory=dict)
-    exports: dict[str, Value] = field(default_factory=dict)
-    functions: dict[str, Any] = field(default_factory=dict)
-    sites: list[str] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list[Line])
+    scope: dict[str, Value] = field(default_factory=dict[str, Value])
+    needs: dict[str, Value] = field(default_factory=dict[str, Value])
+    exports: dict[str, Value] = field(default_factory=dict[str, Value])
+    functions: dict[str, Call] = field(default_factory=dict[str, Call])
+    asked: dict[str, str] = field(default_factory=dict[str, str])
+    sites: list[str] = field(default_factory=list[str])
 
     def run(self, step: Step, given: list[Value], hint: str = "") -> list[Value]:
         """Write `step` applied to `given`; what comes out is named `hint` where it can be."""
@@ -96,11 +97,13 @@ class Writer:
     def named(self, name: str) -> Value:
         """The value bound to a name, which is asked of the caller where nothing bound it."""
         if name not in self.scope:
+            check_value_name(name, self.where())
+            self.asked[name] = self.where()
             self.scope[name] = self.needs[name] = Value(name, True, name)
         return self.scope[name]
 
     def bind(self, name: str, value: Value) -> None:
-        _checked(name)
+        check_value_name(name, self.where())
         if name in self.scope or name in self.takes:
             raise InarchError(
                 "IA101",
@@ -130,15 +133,29 @@ class Writer:
         return targets
 
     def call(
-        self, head: str, signature: Signature, given: list[Value], hint: str, extra: Sequence[str]
+        self,
+        head: str,
+        signature: Signature,
+        given: list[Value],
+        hint: str,
+        extra: Sequence[str] = (),
+        total: Value | None = None,
     ) -> list[Value]:
-        """A call with the main values and each need; `extra` names are bound to what else returns."""
+        """A call with the main values and each need, and with `plus=total` where there is one.
+
+        The names `extra` are bound to what returns after the main values.
+        """
         if signature.takes is not None:
             fewest, most = signature.takes
             if not fewest <= len(given) <= most:
                 raise _misfit(head, f"takes {_range(fewest, most)}", len(given), self.where())
         arguments: list[list[Part]] = [[value] for value in given]
-        arguments += [[f"{name}=", self.named(name)] for name in signature.needs]
+        arguments += [
+            [f"{name}=", total if total and name == "plus" else self.named(name)]
+            for name in signature.needs
+        ]
+        if total and "plus" not in signature.needs:
+            arguments.append(["plus=", total])
         count = signature.gives
         hints = [hint] if count == 1 else [f"{hint}_{i}" for i in range(count)]
         values = self.emit(head, arguments, [*hints, *extra])
@@ -159,21 +176,29 @@ class Writer:
         self.lines.append(line)
         return line.targets
 
-    def global_name(self, name: str, function: Any) -> str:
+    def global_name(self, call: Call) -> str:
         """The name the source calls a function by: its own, unless another one has it."""
-        wanted, number = name, 1
-        while (
-            wanted in self.reserved
-            or self.functions.setdefault(wanted, function) is not function
-        ):
+        wanted, number = call.name, 1
+        while wanted in self.reserved or self.functions.setdefault(wanted, call) != call:
             number += 1
-            wanted = f"{name}_{number}"
+            wanted = f"{call.name}_{number}"
         return wanted
 
 
-def _checked(name: str) -> None:
-    if not name.isidentifier() or keyword.iskeyword(name) or name in ("self", "plus"):
-        raise InarchError("IA103", f"`{name}` can't name a value", why="not a free identifier")
+def check_value_name(name: str, where: str = "") -> None:
+    """Refuse a name that can't stand in a forward.
+
+    Raises:
+        InarchError: IA103.
+    """
+    if not can_name_a_value(name):
+        raise InarchError(
+            "IA103",
+            f"`{name}` can't name a value",
+            where=where,
+            why="it is no free identifier",
+            remedy="choose another name",
+        )
 
 
 def _range(fewest: int, most: float) -> str:
@@ -194,7 +219,7 @@ def _misfit(step: str, wants: str, count: int, where: str) -> InarchError:
 
 def accessor(name: str) -> str:
     """`resnets.0` as the source reaches it: `self.resnets[0]`."""
-    parts = (f"[{part}]" if part.isdigit() else f".{part}" for part in name.split("."))
+    parts = (f"[{part}]" if is_index(part) else f".{part}" for part in name.split("."))
     return "self" + "".join(parts)
 
 
@@ -221,8 +246,8 @@ def _ref(writer: Writer, step: Ref, given: list[Value], hint: str) -> list[Value
 
 
 def _call(writer: Writer, step: Call, given: list[Value], hint: str) -> list[Value]:
-    head = writer.global_name(step.name, step.function)
-    return writer.call(head, step.signature, given, _hint(hint, given, ""), ())
+    head = writer.global_name(step)
+    return writer.call(head, step.signature, given, _hint(hint, given, ""))
 
 
 def _use(writer: Writer, step: Use, _given: list[Value], _hint: str) -> list[Value]:
@@ -277,10 +302,16 @@ def _distribute(writer: Writer, step: Distribute, given: list[Value], _hint: str
     return [value for child, one in pairs for value in writer.run(child, [one])]
 
 
+def _branches(writer: Writer, step: Sum | Product | Concat) -> tuple[Step, ...]:
+    if not step.steps:
+        raise _misfit(type(step).__name__, "joins branches", 0, writer.where())
+    return step.steps
+
+
 def _sum(writer: Writer, step: Sum, given: list[Value], hint: str) -> list[Value]:
     hint = hint or (given[0].hint if given else "total")
     terms: list[Value] = []
-    for child in step.steps:
+    for child in _branches(writer, step):
         if terms and _accumulates(writer, child):
             total = terms[0] if len(terms) == 1 else writer.join(" + ", terms, hint)[0]
             terms = [_accumulate(writer, child, given, total, hint)]
@@ -302,26 +333,27 @@ def _accumulates(writer: Writer, step: Step) -> bool:
     )
 
 
-def _accumulate(
-    writer: Writer, graft: Graft, given: list[Value], total: Value, hint: str
-) -> Value:
+def _accumulate(writer: Writer, graft: Graft, given: list[Value], total: Value, hint: str) -> Value:
     """A module that takes the sum so far spares the addition: `self.q_proj__a(x, plus=q_proj)`."""
-    child = writer.child(graft.step.name)
-    [value] = writer.call(accessor(graft.step.name), child.signature, given, hint, ())
-    writer.lines[-1].arguments.append(["plus=", total])
-    return value
+    signature = writer.child(graft.step.name).signature
+    values = writer.call(accessor(graft.step.name), signature, given, hint, total=total)
+    if len(values) != 1:
+        raise _misfit("Sum", "takes 1 value of each branch", len(values), writer.where())
+    return values[0]
 
 
 def _product(writer: Writer, step: Product, given: list[Value], hint: str) -> list[Value]:
     hint = hint or (given[0].hint if given else "product")
-    factors = [writer.one(child, given, "Product", _own(child, hint)) for child in step.steps]
+    factors = [
+        writer.one(child, given, "Product", _own(child, hint)) for child in _branches(writer, step)
+    ]
     return writer.join(" * ", factors, hint) if len(factors) > 1 else factors
 
 
 def _concat(writer: Writer, step: Concat, given: list[Value], hint: str) -> list[Value]:
-    head = writer.global_name("cat", torch.cat)
+    head = writer.global_name(_CAT)
     parts: list[Part] = []
-    for child in step.steps:
+    for child in _branches(writer, step):
         parts += [writer.one(child, given, "Concat"), ", "]
     arguments: list[list[Part]] = [["(", *parts[:-1], ")" if len(parts) > 2 else ",)"]]
     hint = hint or (given[0].hint if given else "joined")
@@ -337,6 +369,7 @@ def _here(writer: Writer, _step: Here, _given: list[Value], _hint: str) -> list[
     )
 
 
+_CAT = Call.of(torch.cat)
 _WRITE: dict[type, Callable[[Writer, Any, list[Value], str], list[Value]]] = {
     Identity: _identity,
     Ref: _ref,
