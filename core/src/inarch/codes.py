@@ -33,6 +33,9 @@ CODES: Final[dict[str, str]] = {
     "IA207": "a tensor the file does not have",
     "IA208": "the hub can't be reached",
     "IA209": "no such device or dtype",
+    "IA251": "a GGUF file that can't be understood",
+    "IA252": "a GGUF tensor that can't be dequantised",
+    "IA253": "a GGUF tokenizer that can't be rebuilt",
     # 3xx plugins and manifests
     "IA301": "a manifest can't be read",
     "IA302": "a malformed manifest",
@@ -58,6 +61,12 @@ CODES: Final[dict[str, str]] = {
     "IA410": "an adapter for another base",
     "IA411": "an adapter's file does not fit",
     "IA412": "a model of several trees",
+    "IA421": "a layer LoRA has no term for",
+    "IA422": "a rank the groups don't divide",
+    "IA423": "a tensor that is no LoRA's",
+    "IA424": "a PEFT setting that LoRA does not have",
+    "IA425": "an adapted layer the model does not have",
+    "IA426": "a LoRA's file and settings disagree",
     # 5xx running a model
     # 6xx training
     # 7xx the command line

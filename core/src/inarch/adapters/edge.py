@@ -34,6 +34,12 @@ class Edge(nn.Module):
         """Put the scale on a device, with the value it has."""
         self.scale = torch.full((), self.strength, dtype=torch.float32, device=device)
 
+    def settle(self, site: nn.Module | None) -> None:
+        """Told, once its parameters are filled, of the base's module at the site.
+
+        For what depends on the base's weights: they may be read and never changed.
+        """
+
     def reset_parameters(self) -> None:
         """Give fresh parameters the values an untrained adapter starts from: no effect at all."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it starts")

@@ -220,10 +220,13 @@ def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> N
             for own, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
                 if buffer is not None and buffer.is_meta and own != "scale":
                     module._buffers[own] = torch.zeros_like(buffer, device=device)  # pyright: ignore[reportPrivateUsage]
+            fresh = getattr(module, "reset_parameters", None)
+            if header is None and fresh is not None:
+                fresh()
             if isinstance(module, Edge):
                 module.place(device)
-                if header is None:
-                    module.reset_parameters()
+                site = sites.all.get(edit.address)
+                module.settle(None if site is None else site.module)
         part.eval()
 
 
