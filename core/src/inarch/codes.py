@@ -70,4 +70,8 @@ CODES: Final[dict[str, str]] = {
     # 5xx running a model
     # 6xx training
     # 7xx the command line
+    "IA701": "a command used wrongly",
+    "IA702": "a word that names nothing",
+    "IA703": "no weights to open",
+    "IA704": "a model that does not generate text",
 }

@@ -1,0 +1,50 @@
+"""Which model a word means, and whether an adapter fits it, answered from manifests alone."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from inarch.errors import InarchError
+from inarch.plugins import Index
+from inarch.plugins.manifest import AdapterEntry, ModelEntry, WeightsEntry
+
+
+def model_named(name: str, listed: Index) -> ModelEntry:
+    """The foundation model that an id, a checkpoint's id or a checkpoint folder means.
+
+    Raises:
+        InarchError: IA702.
+    """
+    if name in listed.models:
+        return listed.models[name]
+    if name in listed.checkpoints:
+        return listed.models[listed.checkpoints[name].model]
+    config = Path(name) / "config.json"
+    if config.is_file():
+        return listed.model_for(json.loads(config.read_text("utf-8")), str(config))
+    known = [*listed.models, *listed.checkpoints]
+    near = difflib.get_close_matches(name, known, 2, 0.5)
+    raise InarchError(
+        "IA702",
+        f"`{name}` is no installed model, checkpoint or checkpoint folder",
+        why=f"installed are: {', '.join(known) or 'none'}",
+        remedy=f"did you mean: {', '.join(near)}" if near else "inarch models",
+    )
+
+
+def misfit(entry: AdapterEntry, model: ModelEntry) -> str:
+    """Why an adapter does not fit a model; empty where it does."""
+    lacking = [r for r in entry.roles if not any(fnmatchcase(role, r) for role in model.roles)]
+    return f"{model.id} has no role {', '.join(lacking)}" if lacking else ""
+
+
+def weights_misfit(entry: WeightsEntry, model: ModelEntry, listed: Index) -> str:
+    """Why trained weights do not fit a model; empty where they do."""
+    if entry.model != model.id:
+        return f"trained for {entry.model}"
+    if entry.adapter not in listed.adapters:
+        return f"needs the adapter {entry.adapter}: pip install inarch-{entry.adapter}"
+    return misfit(listed.adapters[entry.adapter], model)

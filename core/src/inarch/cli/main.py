@@ -1,0 +1,87 @@
+"""`inarch`: the group of commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+import inarch
+from inarch.cli.output import Output, exit_code
+from inarch.errors import InarchError
+
+COMMANDS = {
+    "models": "List the foundation models and checkpoints that are installed.",
+    "adapters": "List adapters and trained weights, all or those that fit a model.",
+    "show": "Show all that is known of a model, adapter, checkpoint, format or weights.",
+    "tree": "Print the tree of a model, or of a stack with its adapters marked.",
+    "source": "Print the generated source of a Chain.",
+    "run": "Generate text with a model or a stack.",
+    "train": "Train an adapter on a file of examples.",
+    "doctor": "Say what is installed, and what is wrong with it.",
+    "new": "Begin a package for an adapter or a foundation model.",
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command's module only to run it, not to list it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"inarch.cli.{cmd_name}"), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f" Did you mean: inarch {near[0]}" if near else " See: inarch --help"
+            raise click.UsageError(f"There is no command `{args[0]}`.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(inarch.__version__, package_name="inarch")
+def cli() -> None:
+    """Adapt foundation models with packages.
+
+    stdout is data, stderr is messages. Exit codes: 0 fine, 1 findings, 2 usage, 3 broken
+    environment, 4 stale.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; every refusal is one laid-out error and an exit code."""
+    given = sys.argv[1:] if args is None else args
+    output = Output(as_json="--json" in given, command=given[0] if given else "")
+    try:
+        result: Any = cli.main(args=given, prog_name="inarch", standalone_mode=False)
+    except InarchError as error:
+        output.refuse(error)
+        code = exit_code(error)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        output.refuse_usage(error)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    else:
+        code = result if isinstance(result, int) else 0
+    sys.exit(code)

@@ -1,0 +1,109 @@
+"""What commands print: text for people, one JSON envelope for programs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+import inarch
+from inarch.errors import InarchError
+
+_BROKEN = {"IA301", "IA304", "IA308", "IA309", "IA310", "IA311", "IA208"}
+
+
+def exit_code(error: InarchError) -> int:
+    """3 where something that should be installed is missing or broken, else 1."""
+    return 3 if error.code in _BROKEN else 1
+
+
+class Output:
+    """One command's output.
+
+    Args:
+        as_json: whether stdout gets the envelope and nothing else.
+        command: the command's name, which the envelope repeats.
+    """
+
+    def __init__(self, as_json: bool, command: str) -> None:
+        self.as_json = as_json
+        self.command = command
+
+    def envelope(self, data: Any, *, error: dict[str, Any] | None = None) -> None:
+        """Print the one JSON object a command prints."""
+        body = {
+            "inarch": inarch.__version__,
+            "command": self.command,
+            "ok": error is None,
+            "data": data,
+            "error": error,
+        }
+        click.echo(json.dumps(body, ensure_ascii=False, indent=2))
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Rows under headings: in columns, the last one wrapped to the terminal."""
+        width = shutil.get_terminal_size((80, 24)).columns
+        cells = [tuple(headings), *(tuple(row) for row in rows)]
+        if sys.stdout.isatty():
+            self._rich_table(cells)
+            return
+        widths = [max(len(row[i]) for row in cells) for i in range(len(headings) - 1)]
+        indent = " " * (sum(widths) + 2 * len(widths))
+        for row in cells:
+            start = "".join(f"{c:<{w}}  " for c, w in zip(row[:-1], widths, strict=True))
+            rest = textwrap.wrap(row[-1], max(24, width - len(indent))) or [""]
+            click.echo((start + rest[0]).rstrip())
+            for line in rest[1:]:
+                click.echo(indent + line)
+
+    def _rich_table(self, cells: list[tuple[str, ...]]) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in cells[0]:
+            table.add_column(heading, overflow="fold")
+        for row in cells[1:]:
+            table.add_row(*row)
+        Console().print(table)
+
+    def note(self, text: str) -> None:
+        """A message for people, on stderr."""
+        click.echo(text, err=True)
+
+    def refuse(self, error: InarchError) -> None:
+        """An error as people or programs read it."""
+        if self.as_json:
+            self.envelope(None, error=error.as_dict())
+            return
+        text = str(error)
+        if sys.stderr.isatty():
+            head, _, rest = text.partition(": ")
+            text = f"{click.style(head, fg='red', bold=True)}: {rest}"
+        click.echo(text, err=True)
+
+    def refuse_usage(self, error: click.ClickException) -> None:
+        if self.as_json:
+            what = {"code": "IA701", "what": error.format_message(), "where": "", "why": ""}
+            self.envelope(None, error={**what, "remedy": f"inarch {self.command} --help".strip()})
+            return
+        path = getattr(getattr(error, "ctx", None), "command_path", "inarch")
+        click.echo(f"error[IA701]: {error.format_message()}", err=True)
+        click.echo(f"  = help: {path} --help", err=True)
+
+
+def as_data(entry: Any) -> dict[str, Any]:
+    """A manifest's entry for the envelope."""
+    import msgspec
+
+    return msgspec.to_builtins(entry)
+
+
+def json_option(command: Any) -> Any:
+    """The `--json` that every command has."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)

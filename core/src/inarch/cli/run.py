@@ -1,0 +1,78 @@
+"""`inarch run`"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from inarch.cli.output import Output, json_option
+from inarch.errors import InarchError
+
+
+@click.command()
+@click.argument("model")
+@click.option("--prompt", help="Text to continue, as it is.")
+@click.option("--message", help="What to say to the model, through its chat template.")
+@click.option("--with", "extra", metavar="ADAPTER[=SCALE]", multiple=True, help="Adapt with this.")
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--greedy", is_flag=True, help="Take the likeliest token each time.")
+@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0.0))
+@click.option("--top-k", type=click.IntRange(1))
+@click.option("--top-p", type=click.FloatRange(0.0, 1.0))
+@click.option("--min-p", type=click.FloatRange(0.0, 1.0))
+@click.option("--repetition-penalty", type=click.FloatRange(0.0, min_open=True))
+@click.option("--seed", type=int, help="Draw the same tokens again.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", help="Such as bfloat16; the file's own by default.")
+@json_option
+def run(
+    model: str,
+    prompt: str | None,
+    message: str | None,
+    extra: tuple[str, ...],
+    greedy: bool,
+    temperature: float,
+    device: str,
+    dtype: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Generate text with a MODEL (a checkpoint's id or path) or a stack file.
+
+    \b
+    inarch run smollm2 --message "Describe the sea." --greedy
+    inarch run smollm2 --with pirate --with terse_json=0.8 --message "Describe the sea."
+    """
+    if (prompt is None) == (message is None):
+        raise click.UsageError("Give either --prompt or --message.")
+    from inarch.cli.target import opened
+
+    started = time.perf_counter()
+    _, adapted = opened(model, extra, device=device, dtype=dtype)
+    generate = getattr(adapted, "generate", None)
+    if generate is None:
+        raise InarchError(
+            "IA704",
+            f"`{model}` does not generate text",
+            remedy=f"inarch show {adapted.family}",
+        )
+    loaded = time.perf_counter()
+    given = prompt if prompt is not None else [{"role": "user", "content": message}]
+    settings = {key: value for key, value in options.items() if value is not None}
+    settings["temperature"] = 0.0 if greedy else temperature
+    pieces: list[str] = []
+    for piece in generate(given, stream=True, **settings):
+        pieces.append(piece)
+        if not as_json:
+            click.echo(piece, nl=False)
+    if not as_json:
+        click.echo()
+        return
+    data = {
+        "text": "".join(pieces),
+        "adapters": {m.name: m.scale for m in adapted.adapters},
+        "seconds": {"load": loaded - started, "generate": time.perf_counter() - loaded},
+    }
+    Output(True, "run").envelope(data)
