@@ -1,0 +1,82 @@
+"""The oracle: the same program, interpreted step by step. It shares no code with the generator."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+
+from inarch.tree import Chain, Concat, Distribute, Export, Identity, Let, Parallel
+from inarch.tree import Product, Residual, Seq, Sum, Use
+from inarch.tree.signature import Call
+from inarch.tree.steps import Graft, Ref, Site
+
+
+def interpret(chain, *given, **named):
+    """What `chain(*given, **named)` returns, without its generated forward."""
+    values, exports = run_chain(chain, given, named)
+    returned = (*values, *exports.values())
+    return returned[0] if len(returned) == 1 else returned
+
+
+def run_chain(chain, given, scope):
+    scope, exports = dict(scope), {}
+    values = run(chain.program, tuple(given), scope, exports, chain)
+    return values, {n: v for n, v in exports.items() if n not in chain.interface.keeps}
+
+
+def run(step, x, scope, exports, chain):
+    def go(step, x):
+        return run(step, x, scope, exports, chain)
+
+    match step:
+        case Site() | Graft():
+            return go(step.step, x)
+        case Identity():
+            return x
+        case Use():
+            return tuple(scope[name] for name in step.names)
+        case Let():
+            bound = dict(zip(step.names, go(step.step, x), strict=True))
+            scope.update(bound)
+            exports.update(bound if isinstance(step, Export) else {})
+            return x
+        case Seq():
+            for child in step.steps:
+                x = go(child, x)
+            return x
+        case Residual():
+            return (x[0] + go(Seq(*step.steps), x)[0],)
+        case Parallel():
+            return tuple(v for child in step.steps for v in go(child, x))
+        case Distribute():
+            return tuple(v for child, one in zip(step.steps, x, strict=True) for v in go(child, (one,)))
+        case Sum() | Product() | Concat():
+            values = [go(child, x)[0] for child in step.steps]
+            if isinstance(step, Concat):
+                return (torch.cat(values, dim=step.dim),)
+            total = values[0]
+            for value in values[1:]:
+                total = total + value if isinstance(step, Sum) else total * value
+            return (total,)
+        case Call():
+            return call(step.function, x, scope)
+        case Ref():
+            module = chain.module_at(step.name)
+            if not isinstance(module, Chain):
+                return call(module, x, scope, type(module).forward)
+            values, left = run_chain(module, x, scope)
+            scope.update(left)
+            exports.update(left)
+            return values
+
+
+def call(function, x, scope, signed=None):
+    try:
+        parameters = inspect.signature(signed or function).parameters.values()
+    except ValueError:
+        parameters = ()
+    needs = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    bound = getattr(function, "keywords", {})
+    value = function(*x, **{name: scope[name] for name in needs if name not in bound})
+    return value if isinstance(value, tuple) else (value,)
