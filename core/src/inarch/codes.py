@@ -33,6 +33,7 @@ CODES: Final[dict[str, str]] = {
     "IA207": "a tensor the file does not have",
     "IA208": "the hub can't be reached",
     "IA209": "no such device or dtype",
+    "IA210": "a configuration that can't be built",
     "IA251": "a GGUF file that can't be understood",
     "IA252": "a GGUF tensor that can't be dequantised",
     "IA253": "a GGUF tokenizer that can't be rebuilt",
@@ -68,6 +69,13 @@ CODES: Final[dict[str, str]] = {
     "IA425": "an adapted layer the model does not have",
     "IA426": "a LoRA's file and settings disagree",
     # 5xx running a model
+    "IA501": "a tokenizer that can't be read",
+    "IA502": "no chat template",
+    "IA503": "messages that can't be laid out",
+    "IA504": "a setting of generation outside of its range",
+    "IA505": "an input of the wrong kind",
+    "IA506": "a model that can't do this",
+    "IA511": "unknown rotary positions",
     # 6xx training
     # 7xx the command line
     "IA701": "a command used wrongly",

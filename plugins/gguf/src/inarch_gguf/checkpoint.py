@@ -106,7 +106,7 @@ class GGUFCheckpoint:
             file.seek(stored.offset)
             for start in range(0, rows, step):
                 count = min(step, rows - start)
-                data = np.frombuffer(file.read(count * width), np.uint8).reshape(count, width)
+                data = np.fromfile(file, np.uint8, count * width).reshape(count, width)
                 flat[start : start + count] = torch.from_numpy(_dequantised(data, stored.kind))
         return tensor
 

@@ -1,0 +1,108 @@
+"""Generation: the prompt once, then token by token over the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from inarch.nn.attention import causal_mask, positions_of
+from inarch.nn.cache import CacheClock, cache_edits
+from inarch.nn.sampling import Sampling
+from inarch.tree import Chain, Edit
+
+
+def last_position(x: Tensor) -> Tensor:
+    """[batch, time, width] to [batch, 1, width]: what the next token is read from."""
+    return x[:, -1:]
+
+
+class Generator:
+    """One generation: the tree with caches, and the loop over it.
+
+    Args:
+        tree: takes token ids, asks for `positions` and `mask`, gives logits.
+        attention: addresses of the steps that take (query, key, value, mask).
+        head: address of the step that makes logits, which only the last position goes through.
+        prompts: token ids, at least one each.
+        new_tokens: at most so many are generated.
+        window: how far back attention sees, if not to the beginning.
+        pad: the id that shorter prompts are filled up with on the left.
+    """
+
+    def __init__(
+        self,
+        tree: Chain,
+        attention: Sequence[str],
+        head: str,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        *,
+        window: int | None = None,
+        pad: int = 0,
+    ) -> None:
+        self.device = next(tree.parameters()).device
+        self.longest = max(len(prompt) for prompt in prompts)
+        self.capacity = self.longest + new_tokens
+        self.new_tokens, self.window, self.pad = new_tokens, window, pad
+        self.clock = CacheClock()
+        edits = cache_edits(attention, self.capacity, self.clock)
+        self.tree = tree.edit([*edits, Edit.before(head, last_position, "last_position")])
+        rows = [[pad] * (self.longest - len(p)) + list(p) for p in prompts]
+        self.ids = torch.tensor(rows, device=self.device)
+        self.padding: Tensor | None = None
+        if len({len(p) for p in prompts}) > 1:
+            self.padding = torch.ones((len(prompts), self.capacity), dtype=torch.bool)
+            for row, prompt in zip(self.padding, prompts, strict=True):
+                row[: self.longest - len(prompt)] = False
+            self.padding = self.padding.to(self.device)
+            self.positions = positions_of(self.padding)
+        else:
+            self.positions = torch.arange(self.capacity, device=self.device)[None]
+
+    def steps(self, sampling: Sampling, stop: frozenset[int]) -> Iterator[list[int | None]]:
+        """The tokens of each step, None for rows that have stopped; the last may be a stop token."""
+        with torch.inference_mode():
+            generator = sampling.generator(self.device)
+            given, seen = self.ids, self._seen(sampling)
+            live = [True] * len(given)
+            for step in range(self.new_tokens):
+                logits = self._forward(given)[:, -1]
+                if seen is not None and seen.shape[1] == 0:
+                    seen = torch.zeros_like(logits, dtype=torch.bool)
+                    seen.scatter_(1, self.ids, True)
+                    if self.padding is not None:
+                        self._forget_padding(seen)
+                tokens = sampling.next(logits, seen, generator)
+                chosen: list[int] = tokens.tolist()
+                yield [t if alive else None for t, alive in zip(chosen, live, strict=True)]
+                live = [alive and t not in stop for t, alive in zip(chosen, live, strict=True)]
+                if not any(live) or step + 1 == self.new_tokens:
+                    return
+                given = tokens[:, None]
+                if seen is not None:
+                    seen.scatter_(1, given, True)
+
+    def _seen(self, sampling: Sampling) -> Tensor | None:
+        if sampling.repetition_penalty in (None, 1.0):
+            return None
+        return torch.empty((len(self.ids), 0), dtype=torch.bool, device=self.device)
+
+    def _forget_padding(self, seen: Tensor) -> None:
+        """The id that fills prompts up did not occur where the prompt itself doesn't have it."""
+        if self.padding is None:
+            return
+        for row, ids, real in zip(seen, self.ids, self.padding, strict=True):
+            row[self.pad] = bool((ids[real[: len(ids)]] == self.pad).any())
+
+    def _forward(self, given: Tensor) -> Tensor:
+        start = self.clock.start
+        end = start + given.shape[1]
+        padding = None if self.padding is None else self.padding[:, :end]
+        mask = causal_mask(
+            given.shape[1], end, padding=padding, window=self.window, device=self.device
+        )
+        logits = self.tree(given, positions=self.positions[:, start:end], mask=mask)
+        self.clock.start = end
+        return logits

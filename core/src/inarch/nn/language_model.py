@@ -1,0 +1,268 @@
+"""Language models: token ids to logits, and prompts or messages to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from inarch.adapters.model import Model
+from inarch.errors import InarchError
+from inarch.nn.attention import causal_mask, positions_of
+from inarch.nn.generation import Generator
+from inarch.nn.sampling import Sampling
+from inarch.nn.tokenizer import Messages, Tokenizer
+
+Prompt = str | Messages
+
+
+class LanguageModel(Model):
+    """A model whose tree takes token ids and asks for `positions` and `mask`.
+
+    Its manifest has the roles `attention.attend` and `head`.
+    """
+
+    @property
+    def window(self) -> int | None:
+        """How many positions back attention sees; None is all of them."""
+        return getattr(self.config, "sliding_window", None)
+
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> Tensor:
+        """Logits of every position, [batch, time, vocabulary].
+
+        Args:
+            input_ids: [batch, time].
+            attention_mask: [batch, time], 0 for padding on either side.
+            inputs: what adapters ask for beside.
+
+        Raises:
+            InarchError: IA505 for ids of another shape, or a mask that is not theirs.
+        """
+        if input_ids.dim() != 2 or input_ids.is_floating_point():
+            raise InarchError(
+                "IA505",
+                "token ids are integers, [batch, time]",
+                where="input_ids",
+                why=f"these are {input_ids.dtype} {list(input_ids.shape)}",
+                remedy="add a batch dimension: input_ids[None]",
+            )
+        batch, time = input_ids.shape
+        padding, positions = None, torch.arange(time, device=input_ids.device)[None]
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise InarchError(
+                    "IA505",
+                    "the attention mask is not of these token ids",
+                    where="attention_mask",
+                    why=f"the ids are {[batch, time]}, the mask {list(attention_mask.shape)}",
+                    remedy="give one number for each token id",
+                )
+            if not bool(attention_mask.all()):
+                padding = attention_mask.bool()
+                positions = positions_of(padding)
+        mask = causal_mask(
+            time, time, padding=padding, window=self.window, device=input_ids.device
+        )
+        return self.tree(input_ids, positions=positions, mask=mask, **inputs)
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, **options: Any
+    ) -> str: ...
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    @overload
+    def generate(self, prompt: Sequence[Prompt], **options: Any) -> list[str]: ...
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+    ) -> Any:
+        """Text that continues a prompt or answers messages, or a list of either.
+
+        Args:
+            prompt: text, messages (`{"role": "user", "content": "..."}`), or a list of either,
+                which runs as one batch.
+            max_new_tokens: at most so many.
+            temperature: 0 takes the likeliest token each time.
+            top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`.
+            stop: texts to stop before.
+            stream: give the text in pieces as it is made, for one prompt.
+
+        Returns:
+            The text without the prompt; a list of texts for a list; an iterator when streaming.
+
+        Raises:
+            InarchError: IA501 to IA506.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        tokenizer = self._tokenizer()
+        many = _is_batch(prompt)
+        prompts: list[Any] = list(prompt) if many else [prompt]
+        if not prompts:
+            return []
+        ids = [_encoded(tokenizer, one) for one in prompts]
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if stream:
+            if many:
+                raise InarchError(
+                    "IA506",
+                    "only one prompt can be streamed",
+                    why=f"{len(prompts)} were given",
+                    remedy="stream each on its own, or leave stream out",
+                )
+            return self._streamed(tokenizer, ids, max_new_tokens, sampling, stops)
+        return self._whole(tokenizer, ids, max_new_tokens, sampling, stops, many)
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        stop: frozenset[int] | None = None,
+    ) -> Iterator[list[int | None]]:
+        """Token ids step by step, one for each prompt, None for prompts that have stopped.
+
+        Raises:
+            InarchError: IA504 where there is nothing to begin with or nothing to generate.
+        """
+        if max_new_tokens < 1:
+            raise InarchError("IA504", f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        if not all(prompts) or not prompts:
+            raise InarchError(
+                "IA504",
+                "a prompt is empty",
+                why="there is no token to begin with, and this tokenizer adds none",
+                remedy="give at least one word",
+            )
+        generator = Generator(
+            self.tree,
+            [site.address for site in self.sites.find(["attention.attend"])],
+            self.sites.find(["head"])[0].address,
+            prompts,
+            max_new_tokens,
+            window=self.window,
+            pad=self._pad_id(),
+        )
+        return generator.steps(sampling or Sampling(), self.stop_ids if stop is None else stop)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end a text: the generation configuration's, and the tokenizer's own."""
+        told: Any = None
+        if self.checkpoint is not None:
+            told = self.checkpoint.generation_config.get("eos_token_id")
+            told = self.checkpoint.config.get("eos_token_id") if told is None else told
+        ids = set(told) if isinstance(told, list) else {told}
+        if self.tokenizer is not None:
+            ids.add(self.tokenizer.eos_id)
+        return frozenset(i for i in ids if i is not None)
+
+    def _pad_id(self) -> int:
+        return (self.tokenizer.pad_id if self.tokenizer is not None else None) or 0
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InarchError(
+                "IA506",
+                "this model has no tokenizer",
+                where=str(self.checkpoint.path) if self.checkpoint is not None else "",
+                why="its checkpoint has no tokenizer.json",
+                remedy="put tokenizer.json beside config.json, or call the model with token ids",
+            )
+        return self.tokenizer
+
+    def _streamed(
+        self,
+        tokenizer: Tokenizer,
+        ids: list[list[int]],
+        count: int,
+        sampling: Sampling,
+        stops: tuple[str, ...],
+    ) -> Iterator[str]:
+        """Pieces of text; what might be the beginning of a stop waits until it is known."""
+        text = tokenizer.stream()
+        held = ""
+        ends = self.stop_ids
+        for [token] in self.generate_ids(ids, max_new_tokens=count, sampling=sampling):
+            if token is None or token in ends:
+                break
+            held += text.push(token)
+            cut = _first_stop(held, stops)
+            if cut is not None:
+                yield held[:cut]
+                return
+            safe = len(held) - _possible_stop(held, stops)
+            if safe:
+                yield held[:safe]
+                held = held[safe:]
+        held += text.rest()
+        cut = _first_stop(held, stops)
+        if held[:cut]:
+            yield held[:cut]
+
+    def _whole(
+        self,
+        tokenizer: Tokenizer,
+        ids: list[list[int]],
+        count: int,
+        sampling: Sampling,
+        stops: tuple[str, ...],
+        many: bool,
+    ) -> str | list[str]:
+        if not many:
+            return "".join(self._streamed(tokenizer, ids, count, sampling, stops))
+        rows: list[list[int]] = [[] for _ in ids]
+        ends = self.stop_ids
+        for tokens in self.generate_ids(ids, max_new_tokens=count, sampling=sampling):
+            for row, token in zip(rows, tokens, strict=True):
+                if token is not None and token not in ends:
+                    row.append(token)
+        texts = [tokenizer.decode(row) for row in rows]
+        return [text[: _first_stop(text, stops)] for text in texts]
+
+
+def _is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is a list of prompts, not one prompt or one conversation."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return False
+    return not prompt or not isinstance(prompt[0], Mapping)
+
+
+def _encoded(tokenizer: Tokenizer, prompt: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    if isinstance(prompt, Sequence) and all(isinstance(one, Mapping) for one in prompt):
+        return tokenizer.encode_chat(prompt)
+    raise InarchError(
+        "IA505",
+        f"a {type(prompt).__name__} is no prompt",
+        why="a prompt is text, or a list of messages",
+        remedy='generate("Once upon a time") or generate([{"role": "user", "content": "Hello"}])',
+    )
+
+
+def _first_stop(text: str, stops: tuple[str, ...]) -> int | None:
+    """Where the first of the stops begins in a text."""
+    found = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
+    return min(found) if found else None
+
+
+def _possible_stop(text: str, stops: tuple[str, ...]) -> int:
+    """How many characters at the end may be the beginning of a stop."""
+    lengths = (n for stop in stops for n in range(len(stop), 0, -1) if text.endswith(stop[:n]))
+    return max(lengths, default=0)

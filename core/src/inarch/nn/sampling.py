@@ -1,0 +1,112 @@
+"""From logits to the next token. Order and results are those of transformers' processors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inarch.errors import InarchError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; higher is more varied.
+        top_k: keep the k likeliest.
+        top_p: keep the likeliest whose probabilities reach p together (Holtzman et al. 2019).
+        min_p: keep those at least min_p times as likely as the likeliest (Nguyen et al. 2024).
+        repetition_penalty: above 1 makes tokens that occurred less likely (Keskar et al. 2019).
+        seed: draws the same tokens again.
+
+    Raises:
+        InarchError: IA504 for a value outside of its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        ranges = (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty is None or self.repetition_penalty > 0,
+                "above 0",
+            ),
+        )
+        for name, fine, wanted in ranges:
+            if not fine:
+                raise InarchError(
+                    "IA504", f"{name} must be {wanted}, not {getattr(self, name)}", where=name
+                )
+
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """A generator for the seed; None draws from torch's own."""
+        if self.seed is None:
+            return None
+        return torch.Generator(device).manual_seed(self.seed)
+
+    def next(
+        self, logits: Tensor, seen: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """The next token of each row, [batch].
+
+        Args:
+            logits: [batch, vocabulary].
+            seen: [batch, vocabulary], True for tokens that occurred; None without a penalty.
+            generator: see `generator`.
+        """
+        scores = logits.float()
+        if seen is not None and self.repetition_penalty is not None:
+            scores = penalised(scores, seen, self.repetition_penalty)
+        if self.temperature == 0:
+            return scores.argmax(-1)
+        scores = self.filtered(scores)
+        return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+
+    def filtered(self, scores: Tensor) -> Tensor:
+        """The scores at the temperature, -inf where a token is not kept."""
+        scores = scores / self.temperature
+        if self.top_k is not None:
+            scores = keep_top_k(scores, self.top_k)
+        if self.top_p is not None and self.top_p < 1:
+            scores = keep_top_p(scores, self.top_p)
+        if self.min_p is not None:
+            scores = keep_min_p(scores, self.min_p)
+        return scores
+
+
+def penalised(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Scores of seen tokens divided by the penalty where positive, multiplied where negative."""
+    less = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return torch.where(seen, less, scores)
+
+
+def keep_top_k(scores: Tensor, k: int) -> Tensor:
+    least = scores.topk(min(k, scores.shape[-1])).values[..., -1:]
+    return scores.masked_fill(scores < least, float("-inf"))
+
+
+def keep_top_p(scores: Tensor, p: float) -> Tensor:
+    ascending, order = scores.sort(descending=False)
+    drop = ascending.softmax(-1).cumsum(-1) <= 1 - p
+    drop[..., -1:] = False
+    return scores.masked_fill(drop.scatter(1, order, drop), float("-inf"))
+
+
+def keep_min_p(scores: Tensor, p: float) -> Tensor:
+    likely = scores.softmax(-1)
+    drop = likely < p * likely.amax(-1, keepdim=True)
+    best = scores.argmax(-1, keepdim=True)
+    return scores.masked_fill(drop.scatter(1, best, False), float("-inf"))

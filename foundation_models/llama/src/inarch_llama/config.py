@@ -1,0 +1,102 @@
+"""A Llama's configuration, read from config.json as transformers writes it, old and new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from inarch.errors import InarchError
+
+_DEFAULTS = {
+    "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
+    "mistral": {
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+}
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+
+
+class LlamaConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes and settings of a Llama or Mistral."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    sliding_window: int | None = None
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+
+
+def parse(given: Mapping[str, Any]) -> LlamaConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        InarchError: IA210 for a setting that is missing, of the wrong type, or that would make
+            another model than this one.
+    """
+    config = {**_DEFAULTS.get(str(given.get("model_type")), _DEFAULTS["llama"])}
+    config |= {k: v for k, v in given.items() if v is not None or k == "sliding_window"}
+    heads = config.get("num_attention_heads")
+    config.setdefault("num_key_value_heads", heads)
+    if isinstance(heads, int) and heads > 0 and isinstance(config.get("hidden_size"), int):
+        config.setdefault("head_dim", config["hidden_size"] // heads)
+    config |= _rope(config)
+    _refuse(config)
+    try:
+        return msgspec.convert(config, LlamaConfig)
+    except msgspec.ValidationError as error:
+        raise _wrong(str(error), "config.json") from None
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings: `rope_parameters` since transformers 5, `rope_scaling` before."""
+    new = config.get("rope_parameters") or {}
+    old = config.get("rope_scaling") or {}
+    settings = {**old, **new}
+    theta = settings.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
+    kind = settings.pop("type", None)
+    settings.setdefault("rope_type", kind or "default")
+    if settings["rope_type"] in ("llama3", "yarn") and "max_position_embeddings" in config:
+        original = config.get("original_max_position_embeddings")
+        fallback = original or config["max_position_embeddings"]
+        settings.setdefault("original_max_position_embeddings", fallback)
+    plain = settings["rope_type"] == "default"
+    partial = settings.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1.0):
+        raise _wrong("part of each head is not rotated", f"partial_rotary_factor = {partial}")
+    return {"rope_theta": theta, "rope_scaling": None if plain else settings}
+
+
+def _refuse(config: Mapping[str, Any]) -> None:
+    act = config.get("hidden_act", "silu")
+    if act not in ACTIVATIONS:
+        raise _wrong(f"the activation `{act}` is not known", f"hidden_act = {act}")
+    if config.get("quantization_config"):
+        raise _wrong("its weights are quantised by a method of its own", "quantization_config")
+    heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
+        raise _wrong(f"{heads} query heads can't share {groups} key heads", "num_key_value_heads")
+
+
+def _wrong(why: str, where: str) -> InarchError:
+    return InarchError(
+        "IA210",
+        "this configuration is not a Llama's that can be built",
+        where=where,
+        why=why,
+        remedy="pass a Llama, Mistral or SmolLM2 checkpoint in plain weights",
+    )
