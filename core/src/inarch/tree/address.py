@@ -23,6 +23,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
     """
     if not pattern or pattern != pattern.strip(".") or ".." in pattern:
         raise _malformed(pattern, "a level of the address is empty")
+    if "**" in pattern or "{}" in pattern:
+        raise _malformed(pattern, "`*` is one level, and braces hold names")
     depth, text = 0, ""
     for token in _TOKENS.findall(pattern):
         depth += (token == "{") - (token == "}")

@@ -26,7 +26,8 @@ class Registry:
     reserved: frozenset[str]
     register: Callable[[str, nn.Module], None]
     prefix: str = ""
-    names: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set[str])
+    bound: set[str] = field(default_factory=set[str])
 
     def claim(self, name: str) -> str:
         if name in self.names:
@@ -103,7 +104,16 @@ def _let(step: Let, registry: Registry, path: tuple[str, ...]) -> Step:
     """A Let of one name is a site of that name: what an edit puts there changes what is bound."""
     if registry.prefix or len(step.names) != 1:
         return step.with_children((adopt(step.step, registry, path=path),))
-    inner = (*path, step.names[0])
+    [bound] = step.names
+    if bound in registry.bound:
+        raise InarchError(
+            "IA101",
+            f"the name `{bound}` is bound twice",
+            where=".".join(path),
+            remedy="give one of the two another name",
+        )
+    registry.bound.add(bound)
+    inner = (*path, bound)
     name = registry.claim(".".join(inner))
     return step.with_children((Site(name, adopt(step.step, registry, path=inner)),))
 

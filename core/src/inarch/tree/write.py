@@ -105,13 +105,16 @@ class Writer:
     def bind(self, name: str, value: Value) -> None:
         check_value_name(name, self.where())
         if name in self.scope or name in self.takes:
+            why = "an earlier step of this Chain binds it"
+            if name in self.needs:
+                why = f"`{self.asked[name]}` asks the caller for it before"
+            elif name in self.takes:
+                why = "the main input of this Chain has that name"
             raise InarchError(
                 "IA101",
                 f"the name `{name}` is bound twice",
                 where=self.where(),
-                why="it is asked of the caller by an earlier step"
-                if name in self.needs
-                else "an earlier step of this Chain binds it",
+                why=why,
                 remedy="give one of the two another name",
             )
         self.scope[name] = value
