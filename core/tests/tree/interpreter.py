@@ -50,14 +50,20 @@ def run(step, x, scope, exports, chain):
         case Parallel():
             return tuple(v for child in step.steps for v in go(child, x))
         case Distribute():
-            return tuple(v for child, one in zip(step.steps, x, strict=True) for v in go(child, (one,)))
+            return tuple(
+                v for child, one in zip(step.steps, x, strict=True) for v in go(child, (one,))
+            )
         case Sum() | Product() | Concat():
-            values = [go(child, x)[0] for child in step.steps]
             if isinstance(step, Concat):
-                return (torch.cat(values, dim=step.dim),)
-            total = values[0]
-            for value in values[1:]:
-                total = total + value if isinstance(step, Sum) else total * value
+                return (torch.cat([go(child, x)[0] for child in step.steps], dim=step.dim),)
+            total = go(step.steps[0], x)[0]
+            for child in step.steps[1:]:
+                if takes_the_sum(child, chain):
+                    total = run(child, x, {**scope, "plus": total}, exports, chain)[0]
+                elif isinstance(step, Sum):
+                    total = total + go(child, x)[0]
+                else:
+                    total = total * go(child, x)[0]
             return (total,)
         case Call():
             return call(step.function, x, scope)
@@ -69,6 +75,15 @@ def run(step, x, scope, exports, chain):
             scope.update(left)
             exports.update(left)
             return values
+
+
+def takes_the_sum(step, chain):
+    """Whether `plus` must be given; where it may be, adding the term gives the same bits."""
+    if not isinstance(step, Graft) or not isinstance(step.step, Ref):
+        return False
+    forward = type(chain.module_at(step.step.name)).forward
+    plus = inspect.signature(forward).parameters.get("plus")
+    return plus is not None and plus.default is plus.empty
 
 
 def call(function, x, scope, signed=None):

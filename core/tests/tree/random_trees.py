@@ -182,7 +182,9 @@ def trees(draw):
 @st.composite
 def edits(draw, tree, adapter):
     """One edit that may or may not be possible."""
-    kind = draw(st.sampled_from(["add", "add", "scale", "before", "after", "wrap", "replace", "tap"]))
+    kind = draw(
+        st.sampled_from(["add", "add", "scale", "before", "after", "wrap", "replace", "tap"])
+    )
     if draw(st.integers(0, 9)) == 0 or not tree.form.index:
         return Edit.provide(f"given_{adapter}", blend, adapter)
     address = draw(st.sampled_from(sorted(tree.form.index)))

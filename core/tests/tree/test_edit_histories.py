@@ -59,7 +59,9 @@ def test_a_base_key_never_moves_whatever_is_added():
     base = language_model(2)
     tree = base
     for i, name in enumerate(NAMES):
-        tree = tree.edit([Edit.add(f.address, LowRank(), name) for f in base.select("*.layers.*.*.q_proj")])
+        tree = tree.edit(
+            [Edit.add(f.address, LowRank(), name) for f in base.select("*.layers.*.*.q_proj")]
+        )
         own = [key for key in tree.state_dict() if key in base.state_dict()]
         assert own == list(base.state_dict())
         assert len(tree.state_dict()) == len(base.state_dict()) + 4 * (i + 1)

@@ -51,7 +51,7 @@ def test_twelve_structures_over_thirty_two_layers_compile_twelve_times():
     counter = CompileCounter()
     for chain in layers:
         chain.compile(backend=counter, fullgraph=True)
-    x = torch.randn(2, 8)
+    x = torch.randn(2, 8, requires_grad=True)
     for chain in layers:
         x = chain(x, **({"temb": x} if chain.form.needs else {}))
     assert counter.frame_count == 12

@@ -80,7 +80,9 @@ def test_a_label_may_not_hide_a_method_of_a_subclass():
     refused("IA103", lambda: Encoder(encode=linear()), "`encode`")
 
 
-@pytest.mark.parametrize("name", ["class", "self", "plus", "a b", "_error", "_explain", "a__b", "ﬁ"])
+@pytest.mark.parametrize(
+    "name", ["class", "self", "plus", "a b", "_error", "_explain", "a__b", "ﬁ"]
+)
 def test_a_value_can_not_be_called_what_the_forward_needs(name):
     refused("IA103", lambda: Chain(Let(name, torch.tanh), torch.tanh), f"`{name}`")
     refused("IA103", lambda: Chain(Use(name)), f"`{name}`")
@@ -88,9 +90,7 @@ def test_a_value_can_not_be_called_what_the_forward_needs(name):
 
 
 def test_a_need_that_nobody_binds_is_refused_where_inputs_are_closed():
-    error = refused(
-        "IA105", lambda: Chain(Seq(act=needs_gain), inputs=("text",)), "`gain`", "text"
-    )
+    error = refused("IA105", lambda: Chain(Seq(act=needs_gain), inputs=("text",)), "`gain`", "text")
     assert error.where == "act"
 
 

@@ -61,7 +61,7 @@ class Chain(nn.Module):
     ) -> None:
         super().__init__()
         self.ties = ()
-        closed = None if inputs is None else _names(inputs)
+        closed = None if inputs is None else tuple(sorted(set(_names(inputs))))
         self.interface = Interface(_names(takes), closed, frozenset(_names(keeps)))
         for name in self.interface.takes:
             check_value_name(name, "takes")

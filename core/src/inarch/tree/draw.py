@@ -114,8 +114,8 @@ def _node(step: Step, chain: Chain, label: str) -> Node:
 def _combined(step: Combinator, chain: Chain, label: str) -> Node:
     name = type(step).__name__ + (f"(dim={step.dim})" if isinstance(step, Concat) else "")
     children = step.children
-    edited = [c for c in children if isinstance(c, Graft)]
-    base = [c for c in children if not isinstance(c, Graft)]
+    edited = [c for c in children if isinstance(c, Graft) and c.beside]
+    base = [c for c in children if not isinstance(c, Graft) or not c.beside]
     if edited and len(base) == 1:
         node = _node(base[0], chain, label)
         marks = tuple(_graft(graft, chain) for graft in edited)
@@ -175,6 +175,8 @@ def _asked(chain: Chain, prefix: str, site: str = "") -> Iterable[tuple[str, str
     def visit(step: Step, site: str) -> Iterable[tuple[str, str]]:
         if isinstance(step, Site):
             site = step.name
+        elif isinstance(step, Let):
+            site = site or step.names[0]
         names: tuple[str, ...] = ()
         if isinstance(step, Call):
             names, site = step.signature.needs, site or step.name

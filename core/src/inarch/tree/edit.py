@@ -219,7 +219,7 @@ def _rewritten(chain: SomeChain, plan: _Plan) -> SomeChain:
         twin._replace(name, _rewritten(child, below))  # pyright: ignore[reportPrivateUsage]
     face = chain.interface
     if face.inputs is not None and plan.inputs:
-        inputs = tuple(dict.fromkeys((*face.inputs, *plan.inputs)))
+        inputs = tuple(sorted({*face.inputs, *plan.inputs}))
         twin.interface = Interface(face.takes, inputs, face.keeps)
     program = chain.program
     provided = plan.sites.pop("", [])

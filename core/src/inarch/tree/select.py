@@ -129,10 +129,21 @@ def origin(step: Step) -> str | None:
     if isinstance(step, Ref):
         return step.name
     if isinstance(step, Graft):
-        own = set(brought(step)) if step.kind == "wrap" else set[str]()
-        refs = (s.name for s in walk(step.step) if isinstance(s, Ref))
-        return next((name for name in refs if name not in own), None)
+        return next(_originals(step), None)
     children = step.children if isinstance(step, Combinator) else ()
     if any(isinstance(child, Graft) for child in children):
-        return next((origin(c) for c in children if not isinstance(c, Graft)), None)
+        base = (c for c in children if not isinstance(c, Graft) or not c.beside)
+        return next((origin(child) for child in base), None)
     return None
+
+
+def _originals(step: Step) -> Iterator[str]:
+    """The modules of an expression that no edit put beside others or around them."""
+    if isinstance(step, Ref):
+        yield step.name
+    elif isinstance(step, Combinator) and not (isinstance(step, Graft) and step.beside):
+        around = step.adapter if isinstance(step, Graft) and step.kind == "wrap" else None
+        for child in step.children:
+            for name in _originals(child):
+                if around is None or adapter_of(name) != around:
+                    yield name

@@ -199,6 +199,11 @@ class Graft(Combinator):
     step: Step
 
     @property
+    def beside(self) -> bool:
+        """Whether it stands beside what is at the site, not around it or in its place."""
+        return self.kind not in ("wrap", "replace")
+
+    @property
     def children(self) -> tuple[Step, ...]:
         return (self.step,)
 
