@@ -77,6 +77,11 @@ CODES: Final[dict[str, str]] = {
     "IA506": "a model that can't do this",
     "IA511": "unknown rotary positions",
     # 6xx training
+    "IA601": "examples that can't be read",
+    "IA602": "a line that is no example",
+    "IA603": "a run that can't be resumed",
+    "IA604": "a loss that is no number",
+    "IA605": "training that can't be asked for so",
     # 7xx the command line
     "IA701": "a command used wrongly",
     "IA702": "a word that names nothing",

@@ -1,0 +1,153 @@
+"""`inarch train`"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from inarch.cli.output import Output, json_option
+from inarch.errors import InarchError
+
+
+@click.command()
+@click.argument("model")
+@click.option("--adapter", default="lora", show_default=True, help="The plugin to train with.")
+@click.option("--name", help="The adapter's name; by default the plugin's id.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="JSON lines.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Of the plugin.")
+@click.option("--rank", type=click.IntRange(1), help="The same as --option rank=N.")
+@click.option("--steps", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1))
+@click.option("--accumulate", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--learning-rate", default=1e-3, show_default=True, type=float)
+@click.option(
+    "--schedule",
+    default="cosine",
+    show_default=True,
+    type=click.Choice(["cosine", "linear", "constant"]),
+)
+@click.option("--max-length", default=512, show_default=True, type=click.IntRange(2))
+@click.option("--save-every", default=50, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", help="Of the base; the file's own by default.")
+@click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")
+@json_option
+def train(
+    model: str,
+    adapter: str,
+    name: str | None,
+    data: Path,
+    out: Path,
+    options: tuple[str, ...],
+    rank: int | None,
+    device: str,
+    dtype: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """Train an adapter for MODEL on a file of examples, and save it in --out.
+
+    \b
+    inarch train smollm2 --data pirate.jsonl --out pirate --rank 8 --steps 200
+
+    A line of the file is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.
+    Ctrl-C saves; the same command with --resume goes on.
+    """
+    import torch
+
+    import inarch
+    from inarch.cli.target import opened
+    from inarch.nn import LanguageModel
+    from inarch.training import train as run
+
+    given = dict(_option(text) for text in options)
+    if rank is not None:
+        given["rank"] = rank
+    base, _ = opened(model, device=device, dtype=dtype)
+    if not isinstance(base, LanguageModel):
+        raise InarchError(
+            "IA704", f"`{model}` is no language model, so there is no text to train on"
+        )
+    torch.manual_seed(settings["seed"])
+    adapted = base.adapt(inarch.adapter(adapter, name=name, **given))
+    [member] = adapted.adapters
+    count = sum(p.numel() for p in member.parameters().values())
+    output = Output(as_json, "train")
+    if not as_json:
+        output.note(f"training {member.name}: {count:,} parameters at {len(member.modules)} sites")
+    with _progress(settings["steps"], silent=as_json) as on_step:
+        result = run(adapted, data, adapter=member.name, out=out, on_step=on_step, **settings)
+    if as_json:
+        output.envelope(
+            {
+                "folder": str(result.folder),
+                "steps": result.steps,
+                "parameters": count,
+                "first_loss": result.losses[0],
+                "last_loss": result.losses[-1],
+                "interrupted": result.interrupted,
+            }
+        )
+    else:
+        _report(output, result)
+    return 130 if result.interrupted else 0
+
+
+def _report(output: Output, result: Any) -> None:
+    first, last = result.losses[0], result.losses[-1]
+    output.note(f"{result.steps} steps, loss {first:.3f} to {last:.3f}: {result.folder}")
+    if not result.picture:
+        output.note("no picture of the curve: pip install 'inarch[train]'")
+    if result.interrupted:
+        output.note("interrupted and saved; go on with the same command and --resume")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`key=value`, the value read as TOML where it is some, else as text."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--option takes KEY=VALUE, not {text!r}.")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+class _progress:  # noqa: N801 - used as a context manager, like a function
+    """A bar with the loss on a terminal; a line every tenth of the way elsewhere."""
+
+    def __init__(self, steps: int, *, silent: bool) -> None:
+        self.steps, self.silent = steps, silent
+        self.bar: Any = None
+
+    def __enter__(self) -> Callable[[int, float], None]:
+        if not self.silent and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import TimeRemainingColumn as Remaining
+
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+            self.bar = Progress(*columns, Remaining(), console=Console(stderr=True))
+            self.bar.start()
+            self.task = self.bar.add_task("", total=self.steps, facts="")
+        return self.step
+
+    def step(self, number: int, loss: float) -> None:
+        if self.bar is not None:
+            speed = self.bar.tasks[0].speed
+            facts = f"loss {loss:.3f}" + (f", {speed:.2f} steps/s" if speed else "")
+            self.bar.update(self.task, completed=number, facts=facts)
+        elif not self.silent and number % max(1, self.steps // 10) == 0:
+            click.echo(f"step {number} of {self.steps}: loss {loss:.3f}", err=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

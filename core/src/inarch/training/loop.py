@@ -1,0 +1,241 @@
+"""The training loop: one adapter learns, everything else keeps its bits."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inarch.errors import InarchError
+from inarch.nn.language_model import LanguageModel
+from inarch.training.curve import draw, write_csv
+from inarch.training.data import IGNORED, Example, batch, order, read_examples
+from inarch.training.state import load_state, save_state
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run left behind.
+
+    Attributes:
+        folder: the adapter in its own format, `loss.csv`, `loss.png` and `state/`.
+        losses: of each step, in nats a learned token.
+        interrupted: whether it was stopped before its last step.
+        picture: whether matplotlib was there to draw the curve.
+    """
+
+    folder: Path
+    losses: list[float] = field(repr=False)
+    interrupted: bool
+    picture: bool
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+
+def train(
+    model: LanguageModel,
+    data: str | Path | list[Example],
+    *,
+    adapter: str,
+    out: str | Path,
+    steps: int = 200,
+    batch_size: int = 4,
+    accumulate: int = 1,
+    learning_rate: float = 1e-3,
+    schedule: Schedule = "cosine",
+    warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    max_length: int = 512,
+    seed: int = 0,
+    save_every: int = 50,
+    resume: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+) -> TrainingResult:
+    """Train one adapter of a model, and save it with the base's fingerprint.
+
+    Only the named adapter's parameters take gradients and only they move. The same seed, data and
+    model give the same bits on a CPU; a resumed run ends as an uninterrupted one would have.
+    Ctrl-C finishes the step, saves, and returns.
+
+    Args:
+        model: has the adapter, and a tokenizer if `data` is a file.
+        data: JSON lines (see `read_examples`) or examples.
+        adapter: the name of the one to train.
+        out: a folder for all the run leaves.
+        steps: of the optimizer, in all.
+        batch_size: examples in a forward.
+        accumulate: forwards in a step.
+        learning_rate: AdamW's at its highest.
+        schedule: how it falls after `warmup`, a share of the steps.
+        weight_decay: AdamW's.
+        clip: the norm gradients are cut to.
+        max_length: tokens of an example, at most.
+        seed: of the order of examples and of dropout.
+        save_every: steps between two saves.
+        resume: go on from the state in `out`.
+        on_step: told of each step and its loss.
+
+    Raises:
+        InarchError: IA6xx for data, settings or a state that don't fit, IA403 for no such adapter.
+    """
+    _check(steps=steps, batch_size=batch_size, accumulate=accumulate, save_every=save_every)
+    member, folder = model.adapters[adapter], Path(out)
+    examples = data if isinstance(data, list) else _read(model, data, max_length)
+    with _only(model, adapter):
+        parameters = member.parameters()
+        optimizer = torch.optim.AdamW(
+            parameters.values(), lr=learning_rate, weight_decay=weight_decay
+        )
+        torch.manual_seed(seed)
+        losses: list[float] = []
+        settings = {"seed": seed, "batch_size": batch_size, "accumulate": accumulate}
+        if resume:
+            losses = _resumed(load_state(folder, parameters, optimizer), settings, folder)
+        rates = [_rate(i, steps, warmup, schedule) * learning_rate for i in range(steps)]
+        batches = order(len(examples), batch_size, seed, len(losses) * accumulate)
+
+        def save() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            model.save_adapter(adapter, folder)
+            facts = {"step": len(losses), "losses": losses, "settings": settings}
+            save_state(folder, parameters, optimizer, facts)
+            write_csv(folder / "loss.csv", losses, rates[: len(losses)])
+
+        with _stopping() as stopped:
+            while len(losses) < steps and not stopped():
+                optimizer.param_groups[0]["lr"] = rates[len(losses)]
+                chosen = [[examples[i] for i in next(batches)] for _ in range(accumulate)]
+                losses.append(_step(model, chosen, optimizer, parameters, clip))
+                if on_step is not None:
+                    on_step(len(losses), losses[-1])
+                if len(losses) % save_every == 0:
+                    save()
+        save()
+    picture = draw(folder / "loss.png", losses, f"{adapter}: {member.kind}, {len(losses)} steps")
+    return TrainingResult(folder, losses, len(losses) < steps, picture)
+
+
+def _step(
+    model: LanguageModel,
+    batches: list[list[Example]],
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, nn.Parameter],
+    clip: float,
+) -> float:
+    """One step over several forwards; each learned token counts the same, in whichever it is."""
+    device = model.device
+    tokens = sum(label != IGNORED for group in batches for e in group for label in e.labels[1:])
+    total = 0.0
+    for group in batches:
+        ids, labels, mask = batch(group, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(ids, mask)
+        loss = _loss(logits, labels) / tokens
+        loss.backward()
+        total += float(loss.detach())
+    if not math.isfinite(total):
+        raise InarchError(
+            "IA604",
+            f"the loss is {total}",
+            why="the adapter was not changed by this step; the last save holds",
+            remedy="lower the learning rate",
+        )
+    torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The summed loss of the learned tokens, each predicted from those before it, in float32."""
+    following = labels[:, 1:]
+    learned = following != IGNORED
+    return F.cross_entropy(logits[:, :-1][learned].float(), following[learned], reduction="sum")
+
+
+def _rate(step: int, steps: int, warmup: float, schedule: Schedule) -> float:
+    """The share of the learning rate at a step."""
+    first = max(1, round(steps * warmup))
+    if step < first:
+        return (step + 1) / first
+    done = (step - first) / max(1, steps - first)
+    if schedule == "constant":
+        return 1.0
+    return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _read(model: LanguageModel, data: str | Path, max_length: int) -> list[Example]:
+    if model.tokenizer is None:
+        raise InarchError(
+            "IA605",
+            "examples are text, and this model has no tokenizer",
+            where=str(data),
+            remedy="put tokenizer.json beside config.json, or pass examples of token ids",
+        )
+    return read_examples(data, model.tokenizer, max_length=max_length)
+
+
+def _check(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise InarchError("IA605", f"{name} must be at least 1, not {value}", where=name)
+
+
+def _resumed(facts: dict[str, Any], settings: dict[str, int], folder: Path) -> list[float]:
+    if facts["settings"] != settings:
+        raise InarchError(
+            "IA603",
+            "the run to resume was begun with other settings",
+            where=str(folder),
+            why=f"it had {facts['settings']}, asked for are {settings}",
+            remedy="pass the settings it was begun with",
+        )
+    return list(facts["losses"])
+
+
+@contextlib.contextmanager
+def _only(model: LanguageModel, name: str) -> Iterator[None]:
+    """While it lasts, the named adapter is trainable and no other; then all is as it was."""
+    before = {member.name: member.trainable for member in model.adapters}
+    for member in model.adapters:
+        member.trainable = member.name == name
+    try:
+        yield
+    finally:
+        for member in model.adapters:
+            if not member.merged:
+                member.trainable = before[member.name]
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Says whether Ctrl-C was pressed; pressed twice it interrupts at once."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
