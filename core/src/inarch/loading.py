@@ -126,7 +126,9 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    found: Any = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    found: Any = (
+        getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    )
     if found is None and dtype is None:
         return None
     if not isinstance(found, torch.dtype) or not found.is_floating_point:

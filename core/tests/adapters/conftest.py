@@ -64,7 +64,9 @@ class LowRankAdapter(Adapter):
             yield Edit.add(site.address, LowRank(WIDTH, rank), self.name, fills=fills)
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
-        tensors = {f"{a}.{n}": p.detach() for a, m in edges.items() for n, p in m.named_parameters()}
+        tensors = {
+            f"{a}.{n}": p.detach() for a, m in edges.items() for n, p in m.named_parameters()
+        }
         metadata = {"inarch.base_fingerprint": about["fingerprint"]}
         save_file(tensors, folder / "adapter_model.safetensors", metadata)
 

@@ -41,7 +41,9 @@ def test_dropping_an_adapter_leaves_every_base_bit(base: Model, x: Tensor) -> No
     assert [id(m) for m in base.tree.modules()] == modules
 
 
-def test_every_order_of_three_adapters_gives_one_form_and_equal_bits(base: Model, x: Tensor) -> None:
+def test_every_order_of_three_adapters_gives_one_form_and_equal_bits(
+    base: Model, x: Tensor
+) -> None:
     names = ("a", "ab", "lora")
     first = randomised(base.adapt(*(inarch.adapter("lowrank", name=n) for n in names)))
     weights = {n: first.adapters[n].parameters() for n in names}

@@ -53,7 +53,9 @@ def test_a_name_that_is_no_identifier_is_refused_with_one_that_is(base: Model, n
     assert base.adapt(inarch.adapter("lowrank", name=suggested)).adapters.names == (suggested,)
 
 
-@pytest.mark.parametrize("name", ["lora", "weight", "base_layer", "fc", "a", "ab", "x", "self", "class", "é"])
+@pytest.mark.parametrize(
+    "name", ["lora", "weight", "base_layer", "fc", "a", "ab", "x", "self", "class", "é"]
+)
 def test_a_name_may_be_any_identifier(base: Model, name: str) -> None:
     model = base.adapt(inarch.adapter("lowrank", name=name))
     assert model.adapters[name].name == name

@@ -44,7 +44,7 @@ def test_a_model_beside_the_file_is_meant_from_its_folder(tmp_path: Path) -> Non
     ("old", "new", "line", "correction"),
     [
         ("weights =", "wieghts =", 5, "weights"),
-        ("[[adapter]]\nuse = \"lora\"", "[[adaptor]]\nuse = \"lora\"", 3, "adapter"),
+        ('[[adapter]]\nuse = "lora"', '[[adaptor]]\nuse = "lora"', 3, "adapter"),
         ("model =", "modle =", 1, "model"),
         ("scale = 0.8", 'scale = "much"', 6, ""),
     ],

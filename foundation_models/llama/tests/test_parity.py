@@ -62,7 +62,9 @@ def models(request: pytest.FixtureRequest, pair: Any) -> tuple[Any, Any]:
     return pair(kind, seed=len(request.param), **settings)
 
 
-@pytest.fixture(params=[n for n in SETTINGS if n != "dynamic rope"], ids=lambda n: n.replace(" ", "_"))
+@pytest.fixture(
+    params=[n for n in SETTINGS if n != "dynamic rope"], ids=lambda n: n.replace(" ", "_")
+)
 def static(request: pytest.FixtureRequest, pair: Any) -> tuple[Any, Any]:
     """All but dynamic NTK, which as published turns a key by the length it was first seen at."""
     kind, settings = SETTINGS[request.param]

@@ -38,7 +38,9 @@ def _deltas(member: Member) -> Iterable[tuple[str, Tensor]]:
     for edit in member.edits:
         edge = edit.step
         if edit.kind != "add" or not isinstance(edge, Edge) or type(edge).delta is Edge.delta:
-            raise _unmergeable(member, f"its {edit.kind} there is no change of a weight", edit.address)
+            raise _unmergeable(
+                member, f"its {edit.kind} there is no change of a weight", edit.address
+            )
         with torch.no_grad():
             delta = edge.delta().float() * edge.strength
         if not bool(torch.isfinite(delta).all()):

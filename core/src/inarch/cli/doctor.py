@@ -64,9 +64,7 @@ def _absent(listed: Index) -> list[Finding]:
             if name not in table:
                 what = f"its weights `{entry.id}` need the {kind} `{name}`, which is not installed"
                 remedy = f"pip install inarch-{name}"
-                found.append(
-                    Finding("IA308", entry.distribution, what, entry.manifest, remedy)
-                )
+                found.append(Finding("IA308", entry.distribution, what, entry.manifest, remedy))
     return found
 
 

@@ -64,9 +64,7 @@ class LanguageModel(Model):
             if not bool(attention_mask.all()):
                 padding = attention_mask.bool()
                 positions = positions_of(padding)
-        mask = causal_mask(
-            time, time, padding=padding, window=self.window, device=input_ids.device
-        )
+        mask = causal_mask(time, time, padding=padding, window=self.window, device=input_ids.device)
         return self.tree(input_ids, positions=positions, mask=mask, **inputs)
 
     @overload
@@ -74,7 +72,9 @@ class LanguageModel(Model):
         self, prompt: Prompt, *, stream: Literal[False] = False, **options: Any
     ) -> str: ...
     @overload
-    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[True], **options: Any
+    ) -> Iterator[str]: ...
     @overload
     def generate(self, prompt: Sequence[Prompt], **options: Any) -> list[str]: ...
     def generate(

@@ -28,7 +28,9 @@ def read_toml(path: Path, kind: type[Struct], *, unreadable: str, malformed: str
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise InarchError(unreadable, f"`{path.name}` can't be read", where=str(path), why=why) from None
+        raise InarchError(
+            unreadable, f"`{path.name}` can't be read", where=str(path), why=why
+        ) from None
     try:
         return msgspec.convert(tomllib.loads(text), kind)
     except tomllib.TOMLDecodeError as error:
@@ -51,13 +53,17 @@ def _misfit(path: Path, text: str, kind: type, message: str, code: str) -> Inarc
         code,
         f"`{path.name}` does not say what it should",
         where=f"{path}:{line}" if line else str(path),
-        why=what[:1].lower() + what[1:] + (f", at {place.strip('`.')}" if place.strip("`.") else ""),
+        why=what[:1].lower()
+        + what[1:]
+        + (f", at {place.strip('`.')}" if place.strip("`.") else ""),
         remedy=f"did you mean `{near[0]}`?" if near else "",
     )
 
 
 def _starts(line: str, key: str) -> bool:
-    return bool(key) and bool(re.match(rf"\s*(\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*(=|\.|\])", line))
+    return bool(key) and bool(
+        re.match(rf"\s*(\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*(=|\.|\])", line)
+    )
 
 
 def _keys(kind: Any) -> set[str]:

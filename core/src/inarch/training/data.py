@@ -71,7 +71,9 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _tokens(record: dict[str, Any], tokenizer: Tokenizer, where: str) -> tuple[list[int], list[int]]:
+def _tokens(
+    record: dict[str, Any], tokenizer: Tokenizer, where: str
+) -> tuple[list[int], list[int]]:
     if isinstance(record.get("messages"), list):
         return _conversation(record["messages"], tokenizer, where)
     if isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str):

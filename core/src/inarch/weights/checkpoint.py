@@ -89,7 +89,9 @@ def _format_of(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(16)
     for entry in index().formats.values():
-        if (entry.magic and start.startswith(entry.magic.encode())) or path.suffix in entry.suffixes:
+        if (
+            entry.magic and start.startswith(entry.magic.encode())
+        ) or path.suffix in entry.suffixes:
             return entry.id
     return None
 
@@ -149,7 +151,9 @@ class FolderCheckpoint:
         absent = [f"{t} in {f}" for t, f in wanted.items() if t not in headers[f].tensors]
         unlisted = [t for h in headers.values() for t in h.tensors if t not in wanted]
         if absent or unlisted or not wanted:
-            facts = [f"absent: {a}" for a in absent[:4]] + [f"not listed: {u}" for u in unlisted[:4]]
+            facts = [f"absent: {a}" for a in absent[:4]] + [
+                f"not listed: {u}" for u in unlisted[:4]
+            ]
             raise InarchError(
                 "IA202",
                 "the index of the shards and the shards disagree",
@@ -178,7 +182,9 @@ class FolderCheckpoint:
     def tokenizer(self) -> Tokenizer | None:
         from inarch.nn.tokenizer import Tokenizer
 
-        return Tokenizer.from_folder(self.path) if (self.path / "tokenizer.json").is_file() else None
+        return (
+            Tokenizer.from_folder(self.path) if (self.path / "tokenizer.json").is_file() else None
+        )
 
     def fingerprint(self) -> str:
         return self._fingerprint

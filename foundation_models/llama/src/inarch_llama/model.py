@@ -6,7 +6,6 @@ from typing import Any
 
 from inarch.nn import LanguageModel
 from inarch.tree import Chain
-
 from inarch_llama.config import LlamaConfig, parse
 from inarch_llama.tree import llama
 

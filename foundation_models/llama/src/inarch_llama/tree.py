@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from functools import partial
 
-from inarch.nn import RMSNorm, Rotary, attend, merge_heads, rotate, split_heads
-from inarch.tree import Chain, Let, Parallel, Product, Residual, Seq, Use
 from torch import nn
 from torch.nn import functional as F
 
+from inarch.nn import RMSNorm, Rotary, attend, merge_heads, rotate, split_heads
+from inarch.tree import Chain, Let, Parallel, Product, Residual, Seq, Use
 from inarch_llama.config import LlamaConfig
 
 ACTIVATION = {
@@ -36,7 +36,9 @@ def llama(c: LlamaConfig) -> Chain:
         takes=("input_ids",),
         inputs=("positions", "mask"),
     )
-    return tree.tie("lm_head.weight", "model.embed_tokens.weight") if c.tie_word_embeddings else tree
+    return (
+        tree.tie("lm_head.weight", "model.embed_tokens.weight") if c.tie_word_embeddings else tree
+    )
 
 
 def block(c: LlamaConfig) -> Chain:

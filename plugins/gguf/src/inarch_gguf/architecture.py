@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+
 from inarch.errors import InarchError
 
 _BLOCK = (

@@ -12,11 +12,11 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize
+from torch import Tensor
+
 from inarch.errors import InarchError
 from inarch.nn.tokenizer import Tokenizer
 from inarch.weights import TensorInfo, combined, sample_offsets
-from torch import Tensor
-
 from inarch_gguf import architecture
 from inarch_gguf.tokenizer import tokenizer_of
 

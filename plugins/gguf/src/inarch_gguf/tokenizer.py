@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inarch.errors import InarchError
-from inarch.nn.tokenizer import Tokenizer
 from tokenizers import AddedToken, Regex, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
+
+from inarch.errors import InarchError
+from inarch.nn.tokenizer import Tokenizer
 
 _CONTROL, _USER_DEFINED = 3, 4
 _LLAMA3 = (

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import msgspec
 import torch
+from torch import nn
+
 from inarch.adapters import Adapter, SiteView, TargetSite
 from inarch.errors import InarchError
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader
-from torch import nn
-
 from inarch_lora import peft_format
 from inarch_lora.edges import BiasEdge, LoRAEdge, edge_for
 
@@ -87,9 +87,7 @@ class LoRA(Adapter):
         targets = sites.find(options.targets, modules=True)
         for site in targets:
             module = _module(site)
-            rank = int(
-                peft_format.pattern_value(options.rank_pattern, site.address, options.rank)
-            )
+            rank = int(peft_format.pattern_value(options.rank_pattern, site.address, options.rank))
             settings = self.settings | {"lora_alpha": options.alpha or rank}
             biased = options.bias != "none" and _has_bias(module)
             edge = self._edge(site, rank, settings, options.lora_bias, biased)

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from inarch.adapters import Edge
-from inarch.errors import InarchError
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from inarch.adapters import Edge
+from inarch.errors import InarchError
 
 
 class LoRAEdge(Edge):
@@ -251,9 +252,7 @@ _CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
 }
 
 
-def edge_for(
-    site: nn.Module, address: str, rank: int, scaling: float, **options: Any
-) -> LoRAEdge:
+def edge_for(site: nn.Module, address: str, rank: int, scaling: float, **options: Any) -> LoRAEdge:
     """The term for a layer.
 
     Raises:
@@ -282,9 +281,7 @@ def edge_for(
     )
 
 
-def _conv_edge(
-    site: Any, address: str, rank: int, scaling: float, **options: Any
-) -> ConvLoRA:
+def _conv_edge(site: Any, address: str, rank: int, scaling: float, **options: Any) -> ConvLoRA:
     if rank % site.groups:
         raise InarchError(
             "IA422",

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inarch.errors import InarchError
 from safetensors.torch import save_file
+
+from inarch.errors import InarchError
 
 PREFIX = "base_model.model."
 _KINDS = {
@@ -110,7 +111,11 @@ def scaling(settings: Mapping[str, Any], address: str, rank: int) -> float:
 def targeted(settings: Mapping[str, Any], address: str) -> bool:
     """Whether PEFT's settings would adapt the module at an address."""
     targets: str | list[str] | None = settings.get("target_modules")
-    if targets is None or targets == "all-linear" or _matches(settings.get("exclude_modules"), address):
+    if (
+        targets is None
+        or targets == "all-linear"
+        or _matches(settings.get("exclude_modules"), address)
+    ):
         return False
     if not _matches(targets, address):
         return False
