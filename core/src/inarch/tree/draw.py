@@ -92,7 +92,7 @@ def _node(step: Step, chain: Chain, label: str) -> Node:
         inner = step.name.rpartition(".")[2] if not isinstance(step.step, Ref) else step.name
         return _node(step.step, chain, inner if not label else label)
     if isinstance(step, Graft):
-        return _graft(step, chain)
+        return _graft(step, chain, label)
     if isinstance(step, Ref):
         module = chain.module_at(step.name)
         if isinstance(module, Chain):
@@ -124,24 +124,29 @@ def _combined(step: Combinator, chain: Chain, label: str) -> Node:
     return Node(label, name, below)
 
 
-def _graft(graft: Graft, chain: Chain) -> Node:
+def _graft(graft: Graft, chain: Chain, label: str = "") -> Node:
     if graft.kind in ("tap", "provide"):
         bound = _let(graft.step, chain)
         return Node("", f"{graft.kind} {bound.line} [{graft.adapter}]", bound.below)
     node = _node(graft.step, chain, "")
-    mark = f"{_MARKS[graft.kind]} {node.label or graft.adapter}"
-    return Node(mark, f"{node.text} [{graft.adapter}]", node.below)
+    mark, text = _MARKS[graft.kind], f"{node.text} [{graft.adapter}]"
+    if not graft.beside:
+        return Node(label, f"{mark} {text}", node.below)
+    if not node.label:
+        return Node("", f"{mark} {text}", node.below)
+    return Node(f"{mark} {node.label}", text, node.below)
 
 
 def _let(step: Let, chain: Chain) -> Node:
     names = ", ".join(step.names)
     word = "export" if isinstance(step, Export) else "let"
-    inner = step.step.step if isinstance(step.step, Site) else step.step
+    inner = step.step
+    if isinstance(inner, Site) and inner.name.rpartition(".")[2] == names:
+        inner = inner.step
     if isinstance(inner, Identity):
         return Node("", f"{word} {names}")
-    node = _node(step.step, chain, "")
-    label = "" if node.label == names else node.label
-    return Node("", f"{word} {names} = {Node(label, node.text).line}", node.below)
+    node = _node(inner, chain, "")
+    return Node("", f"{word} {names} = {node.line}", node.below)
 
 
 def module_text(module: nn.Module) -> str:

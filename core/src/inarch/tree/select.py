@@ -96,8 +96,13 @@ def select(
         and (type is None or isinstance(found.module, type))
         and (where is None or where(found))
     )
-    parts = [pattern, getattr(type, "__name__", type and str(type)), where and "a predicate"]
-    selection = Selection(chosen, " and ".join(part for part in parts if part) or "everything")
+    asked = [] if pattern is None else [pattern]
+    if type is not None:
+        kinds = type if isinstance(type, tuple) else (type,)
+        asked.append(" or ".join(kind.__name__ for kind in kinds))
+    if where is not None:
+        asked.append("a predicate")
+    selection = Selection(chosen, " and ".join(asked) or "everything")
     return selection if count is None else selection.expect(count)
 
 

@@ -220,9 +220,11 @@ class Ref(Combinator):
 
 def walk(step: Step) -> Iterator[Step]:
     """A step and every step under it, from the outside in, in program order."""
-    yield step
-    if isinstance(step, Labelled):
-        yield from walk(step.step)
-    elif isinstance(step, Combinator):
-        for child in step.children:
-            yield from walk(child)
+    ahead = [step]
+    while ahead:
+        step = ahead.pop()
+        yield step
+        if isinstance(step, Labelled):
+            ahead.append(step.step)
+        elif isinstance(step, Combinator):
+            ahead.extend(reversed(step.children))

@@ -69,9 +69,13 @@ def _free(hint: str, taken: set[str], alive: dict[str, Value]) -> str:
 
 def _statement(line: Line, start: str) -> list[str]:
     arguments = ["".join(_text(part) for part in argument) for argument in line.arguments]
-    if line.head:
-        return _wrapped(4, f"{start}{line.head}(", arguments, ")", ", ")
-    return _wrapped(4, start, arguments, "", line.operator)
+    if not line.head:
+        return _wrapped(4, start, arguments, "", line.operator)
+    before: list[str] = []
+    if len(line.targets) > 1 and len(f"    {start}{line.head}(") > WIDTH:
+        *before, last = _broken("    ", "(", [v.name for v in line.targets], ") = ", ", ")
+        start = last.lstrip()
+    return before + _wrapped(4, f"{start}{line.head}(", arguments, ")", ", ")
 
 
 def _text(part: Part) -> str:
@@ -79,19 +83,30 @@ def _text(part: Part) -> str:
 
 
 def _wrapped(indent: int, start: str, items: list[str], end: str, operator: str) -> list[str]:
-    """One line where it fits, else the items on a line of their own, else one line each."""
+    """One line where it fits, else broken into several."""
     pad = " " * indent
     line = pad + start + operator.join(items) + end
     if len(line) <= WIDTH:
         return [line]
-    if not end:
-        start, end = start + "(", ")"
+    return (
+        _broken(pad, start, items, end, operator)
+        if end
+        else _broken(pad, start + "(", items, ")", operator)
+    )
+
+
+def _broken(pad: str, start: str, items: list[str], end: str, operator: str) -> list[str]:
+    """The items on a line of their own where they fit, else one line each."""
     inner = pad + "    "
     middle = inner + operator.join(items)
     if len(middle) <= WIDTH:
         return [pad + start, middle, pad + end]
-    if operator == ", ":
-        return [pad + start, *(f"{inner}{item}," for item in items), pad + end]
-    mark = operator.strip()
-    each = [inner + items[0], *(f"{inner}{mark} {item}" for item in items[1:])]
-    return [pad + start, *each, pad + end]
+    lines: list[str] = []
+    for number, item in enumerate(items):
+        if operator != ", ":
+            lines.append(inner + (operator.lstrip() if number else "") + item)
+        elif len(f"{inner}{item},") > WIDTH and item.startswith("("):
+            lines += _broken(inner, "(", item[1:-1].split(", "), "),", ", ")
+        else:
+            lines.append(f"{inner}{item},")
+    return [pad + start, *lines, pad + end]

@@ -1,0 +1,76 @@
+"""One of two processes that shard a tree with FSDP2 on CPU; `test_fsdp_trees.py` starts it.
+
+Arguments: rank, a file to meet at, "base" or "adapted", a file for the result of rank 0.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+import torch.distributed as dist
+from small_trees import language_model, low_rank_edits
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from inarch.errors import InarchError
+from inarch.tree import Edit
+
+
+def tree_of(kind):
+    """The same tree, bit for bit, in every process."""
+    torch.manual_seed(0)
+    tree = language_model(2)
+    if kind == "adapted":
+        tree = tree.edit(
+            [*low_rank_edits(tree, "a"), Edit.tap("model.layers.0", "early", "b", export=True)]
+        ).edit([Edit.add("model.layers.1", torch.tanh, "b")])
+    return tree
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 11, (4, 5), generator=generator), torch.arange(5)[None]
+
+
+def loss_of(tree, ids, positions):
+    value = tree(ids, positions=positions, mask=None)
+    return sum(v.square().mean() for v in (value if isinstance(value, tuple) else (value,)))
+
+
+def work(rank, meeting, kind, result):
+    torch.set_num_threads(1)
+    limit = datetime.timedelta(seconds=60)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=limit
+    )
+    mesh = DeviceMesh("cpu", torch.arange(2))
+    tree = tree_of(kind)
+    for block in list(tree.model.layers):
+        fully_shard(block, mesh=mesh)
+    fully_shard(tree, mesh=mesh)
+    try:
+        tree.edit([Edit.add("lm_head", torch.tanh, "late")])
+        refused = ""
+    except InarchError as error:
+        refused = error.code
+    ids, positions = batch()
+    loss = loss_of(tree, ids[rank * 2 : rank * 2 + 2], positions)
+    loss.backward()
+    gradients = {n: p.grad.full_tensor() for n, p in tree.named_parameters() if p.grad is not None}
+    losses = [torch.zeros(()) for _ in range(2)]
+    dist.all_gather(losses, loss.detach())
+    if rank == 0:
+        found = {"losses": losses, "gradients": gradients, "refused": refused}
+        found["tied"] = tree.lm_head.weight is tree.model.embed_tokens.weight
+        torch.save(found, result)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,55 @@
+"""FSDP2 over two gloo processes gives the loss and the gradients of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fsdp_worker import batch, loss_of, tree_of
+
+WORKER = Path(__file__).with_name("fsdp_worker.py")
+
+
+def sharded(kind, folder):
+    result = folder / "result.pt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [str(folder / "meeting"), kind, str(result)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for worker in workers:
+            said, _ = worker.communicate(timeout=90)
+            assert worker.returncode == 0, said
+    finally:
+        for worker in workers:
+            worker.kill()
+    return torch.load(result, weights_only=True)
+
+
+@pytest.mark.parametrize("kind", ["base", "adapted"])
+def test_two_sharded_processes_equal_one(kind, tmp_path):
+    found = sharded(kind, tmp_path)
+    tree = tree_of(kind)
+    ids, positions = batch()
+    losses = [loss_of(tree, ids[i * 2 : i * 2 + 2], positions) for i in range(2)]
+    (sum(losses) / 2).backward()
+    expected = {n: p.grad for n, p in tree.named_parameters() if p.grad is not None}
+    for one, other in zip(found["losses"], losses, strict=True):
+        assert torch.equal(one, other)
+    assert found["gradients"].keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found["gradients"][name], gradient, atol=1e-7, rtol=1e-5), name
+    assert found["tied"]
+    assert found["refused"] == "IA108"
