@@ -97,8 +97,9 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def load_stack(path: str | Path) -> Stack:
     """Read a stack file: `model`, and an `[[adapter]]` table for each adapter.
 
-    The keys of a table are `use`, `weights` (from the file's folder), `name`, `scale` and `options`,
-    a table of the plugin's own. A `model` that is a path counts from the file's folder too.
+    The keys of a table are `use`, `weights` (from the file's folder), `name`, `scale` and
+    `options`, a table of the plugin's own. A `model` that is a path counts from the file's
+    folder too.
 
     Raises:
         InarchError: IA404 for a file that can't be read, IA405 for one that is no stack.

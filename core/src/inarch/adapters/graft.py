@@ -173,7 +173,7 @@ def _parameters(edit: Edit) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]
     """Each parameter: its name in the step, its owner, its name there, and itself."""
     for label, part in _parts(edit):
         for path, module in part.named_modules():
-            for name, parameter in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+            for name, parameter in module._parameters.items():
                 if parameter is not None:
                     full = ".".join(p for p in (label, path, name) if p)
                     yield full, module, name, parameter
@@ -214,12 +214,12 @@ def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> N
             value = header.load(edit.fills[name], device, dtype)
         else:
             value = torch.empty_like(parameter, device=device, dtype=dtype)
-        module._parameters[own] = nn.Parameter(value, requires_grad=False)  # pyright: ignore[reportPrivateUsage]
+        module._parameters[own] = nn.Parameter(value, requires_grad=False)
     for _, part in _parts(edit):
         for module in part.modules():
-            for own, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
+            for own, buffer in module._buffers.items():
                 if buffer is not None and buffer.is_meta and own != "scale":
-                    module._buffers[own] = torch.zeros_like(buffer, device=device)  # pyright: ignore[reportPrivateUsage]
+                    module._buffers[own] = torch.zeros_like(buffer, device=device)
             fresh = getattr(module, "reset_parameters", None)
             if header is None and fresh is not None:
                 fresh()

@@ -51,10 +51,10 @@ def _deltas(member: Member) -> Iterable[tuple[str, Tensor]]:
 def _heavier(module: nn.Module, delta: Tensor) -> nn.Module:
     """The same module with another weight; everything else of it is shared."""
     twin = copy.copy(module)
-    twin.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters)}  # pyright: ignore[reportPrivateUsage]
+    twin.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters)}
     weight = module.get_parameter("weight")
     value = (weight.detach().float() + delta.to(weight.device)).to(weight.dtype)
-    twin._parameters["weight"] = nn.Parameter(value, requires_grad=False)  # pyright: ignore[reportPrivateUsage]
+    twin._parameters["weight"] = nn.Parameter(value, requires_grad=False)
     return twin
 
 

@@ -110,7 +110,7 @@ class Model:
         pattern: str | None = None,
         *,
         role: str | None = None,
-        type: type | tuple[type, ...] | None = None,  # noqa: A002 - as Chain.select has it
+        type: type | tuple[type, ...] | None = None,
         where: Callable[[Found], bool] | None = None,
         count: int | None = None,
     ) -> Selection:
@@ -241,7 +241,7 @@ class Model:
         return model
 
     def diff(self, other: Model) -> str:
-        """What differs from another model, usually the base, as source; empty where nothing does."""
+        """What differs from another model, usually the base, as source; empty for nothing."""
         parts: list[str] = []
         for name, tree in self.trees.items():
             text = diff(other.trees[name], tree) if name in other.trees else ""

@@ -15,7 +15,7 @@ from inarch.plugins import index
 @click.command()
 @click.argument("id")
 @json_option
-def show(id: str, as_json: bool) -> None:  # noqa: A002 - the argument's name on the command line
+def show(id: str, as_json: bool) -> None:
     """Show all that is known of a model, adapter, checkpoint, format or weights."""
     output = Output(as_json, "show")
     listed = index()

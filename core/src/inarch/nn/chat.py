@@ -26,8 +26,8 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _now
+        names: dict[str, Any] = {"raise_exception": _refuse, "strftime_now": _now}
+        environment.globals.update(names)
         try:
             self._template = environment.from_string(text)
         except TemplateError as error:

@@ -62,7 +62,7 @@ class Generator:
             self.positions = torch.arange(self.capacity, device=self.device)[None]
 
     def steps(self, sampling: Sampling, stop: frozenset[int]) -> Iterator[list[int | None]]:
-        """The tokens of each step, None for rows that have stopped; the last may be a stop token."""
+        """The tokens of each step, None for rows that have stopped after a stop token."""
         with torch.inference_mode():
             generator = sampling.generator(self.device)
             given, seen = self.ids, self._seen(sampling)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,16 +67,6 @@ class LanguageModel(Model):
         mask = causal_mask(time, time, padding=padding, window=self.window, device=input_ids.device)
         return self.tree(input_ids, positions=positions, mask=mask, **inputs)
 
-    @overload
-    def generate(
-        self, prompt: Prompt, *, stream: Literal[False] = False, **options: Any
-    ) -> str: ...
-    @overload
-    def generate(
-        self, prompt: Prompt, *, stream: Literal[True], **options: Any
-    ) -> Iterator[str]: ...
-    @overload
-    def generate(self, prompt: Sequence[Prompt], **options: Any) -> list[str]: ...
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
@@ -90,7 +80,7 @@ class LanguageModel(Model):
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         stream: bool = False,
-    ) -> Any:
+    ) -> str | list[str] | Iterator[str]:
         """Text that continues a prompt or answers messages, or a list of either.
 
         Args:

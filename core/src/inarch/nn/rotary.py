@@ -97,7 +97,7 @@ class Rotary(nn.Module):
         return 1.0 / theta ** (exponents / self.head_dim)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        """Move with the tree, but keep float32: rounded frequencies rotate far positions wrongly."""
+        """Move with the tree, but keep float32: rounded frequencies turn far positions wrongly."""
         kept = self.inverse_frequencies
         super()._apply(fn, recurse)
         device = self.inverse_frequencies.device

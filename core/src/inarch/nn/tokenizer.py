@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the `tokenizers` library, with what transformers adds around it."""
+"""Text to token ids and back, by the `tokenizers` library, as transformers uses it."""
 
 from __future__ import annotations
 

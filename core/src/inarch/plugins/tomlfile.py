@@ -47,7 +47,7 @@ def _misfit(path: Path, text: str, kind: type, message: str, code: str) -> Inarc
     quoted = re.search(r"`([^`]+)`", what)
     key = quoted.group(1) if quoted and "unknown field" in what else place.strip("`").split(".")[-1]
     key = key.split("[")[0]
-    line = next((i for i, l in enumerate(text.splitlines(), 1) if _starts(l, key)), 0)
+    line = next((i for i, one in enumerate(text.splitlines(), 1) if _starts(one, key)), 0)
     near = difflib.get_close_matches(key, sorted(_keys(kind)), 1, 0.5) if "unknown" in what else []
     return InarchError(
         code,

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -208,7 +208,7 @@ def _resumed(facts: dict[str, Any], settings: dict[str, int], folder: Path) -> l
 
 
 @contextlib.contextmanager
-def _only(model: LanguageModel, name: str) -> Iterator[None]:
+def _only(model: LanguageModel, name: str) -> Generator[None, None, None]:
     """While it lasts, the named adapter is trainable and no other; then all is as it was."""
     before = {member.name: member.trainable for member in model.adapters}
     for member in model.adapters:
@@ -222,7 +222,7 @@ def _only(model: LanguageModel, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
+def _stopping() -> Generator[Callable[[], bool], None, None]:
     """Says whether Ctrl-C was pressed; pressed twice it interrupts at once."""
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():

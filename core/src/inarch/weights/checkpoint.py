@@ -111,18 +111,16 @@ class FolderCheckpoint:
                 remedy="pass the folder that holds config.json and the safetensors files",
             )
         self._open: dict[Path, Any] = {}
+        self.config = read_json(path / "config.json")
+        settings = path / "generation_config.json"
+        self.generation_config = read_json(settings) if settings.is_file() else {}
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json")
-
-    @cached_property
-    def generation_config(self) -> dict[str, Any]:
-        path = self.path / "generation_config.json"
-        return read_json(path) if path.is_file() else {}
-
-    @cached_property
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, TensorInfo]:
         return {n: info for header in self._headers for n, info in header.tensors.items()}
 
     @cached_property

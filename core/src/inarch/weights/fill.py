@@ -59,10 +59,10 @@ def fill(
     for name, value in values.items():
         path, _, own = name.removeprefix(prefix).rpartition(".")
         module = tree.get_submodule(path)
-        if own in module._parameters:  # pyright: ignore[reportPrivateUsage]
-            module._parameters[own] = nn.Parameter(value, requires_grad=False)  # pyright: ignore[reportPrivateUsage]
+        if own in module._parameters:
+            module._parameters[own] = nn.Parameter(value, requires_grad=False)
         else:
-            module._buffers[own] = value  # pyright: ignore[reportPrivateUsage]
+            module._buffers[own] = value
     for chain in (m for m in tree.modules() if isinstance(m, Chain)):
         chain.retie()
     _place_rest(tree, place)
@@ -106,6 +106,6 @@ def _check(
 def _place_rest(tree: nn.Module, device: torch.device) -> None:
     """Put buffers that no checkpoint holds, such as rotary frequencies, on the device."""
     for module in tree.modules():
-        for name, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
+        for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
-                module._buffers[name] = buffer.to(device)  # pyright: ignore[reportPrivateUsage]
+                module._buffers[name] = buffer.to(device)
