@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import datetime
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 import torch.distributed as dist

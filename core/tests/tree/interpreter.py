@@ -6,8 +6,20 @@ import inspect
 
 import torch
 
-from inarch.tree import Chain, Concat, Distribute, Export, Identity, Let, Parallel
-from inarch.tree import Product, Residual, Seq, Sum, Use
+from inarch.tree import (
+    Chain,
+    Concat,
+    Distribute,
+    Export,
+    Identity,
+    Let,
+    Parallel,
+    Product,
+    Residual,
+    Seq,
+    Sum,
+    Use,
+)
 from inarch.tree.signature import Call
 from inarch.tree.steps import Graft, Ref, Site
 

@@ -12,8 +12,22 @@ from hypothesis import strategies as st
 from small_trees import Factor, LowRank
 from torch import Tensor, nn
 
-from inarch.tree import Chain, Concat, Distribute, Edit, Export, Here, Identity, Let, Parallel
-from inarch.tree import Product, Residual, Seq, Sum, Use
+from inarch.tree import (
+    Chain,
+    Concat,
+    Distribute,
+    Edit,
+    Export,
+    Here,
+    Identity,
+    Let,
+    Parallel,
+    Product,
+    Residual,
+    Seq,
+    Sum,
+    Use,
+)
 
 INPUTS = ("gain", "text")
 HOSTILE = ["cat", "tanh", "x", "torch", "match", "type", "_", "print", "é", "step", "lean_2", "_x"]
@@ -90,10 +104,8 @@ class Maker:
     def label(self, stem):
         """A label of its own, sometimes one that looks like other things in the source."""
         free = [name for name in HOSTILE if name not in self.used]
-        if free and self.draw(st.integers(0, 3)) == 0:
-            name = self.pick(free)
-        else:
-            name = self.fresh(stem)
+        hostile = free and self.draw(st.integers(0, 3)) == 0
+        name = self.pick(free) if hostile else self.fresh(stem)
         self.used.add(name)
         return name
 

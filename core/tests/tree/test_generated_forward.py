@@ -43,7 +43,7 @@ def test_an_edited_tree_equals_its_interpreted_program_and_the_base_stays(data):
         try:
             tree = tree.edit([edit])
         except InarchError as error:
-            assert error.code in {"IA101", "IA104", "IA111", "IA115"}, error
+            assert error.code in {"IA101", "IA104", "IA105", "IA111", "IA115"}, error
     assert agrees(tree), tree.source
     assert same(base(x, **named), before)
 

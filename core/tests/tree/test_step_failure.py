@@ -30,7 +30,7 @@ def fail_with_one(x):
 
 
 def failure(tree, *values, **named):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - each test looks at the type
+    with pytest.raises(Exception) as caught:
         tree(*values, **named)
     return caught.value
 

@@ -269,18 +269,19 @@ def test_long_lines_wrap_at_a_hundred_columns():
     assert len(tree(torch.ones(1), **asked)) == 12
 
 
+def adding(n, name):
+    def step(x):
+        return x + n
+
+    step.__name__ = name
+    return step
+
+
 def test_a_step_may_be_called_what_the_forward_itself_uses():
-    made = []
-    for name in ("forward", "self", "cat", "_explain", "_error", "Exception", "x", "class", "é"):
-
-        def step(x, *, n=len(made)):
-            return x + n
-
-        step.__name__ = name
-        made.append(step)
-    tree = Chain(
-        *made, Concat(torch.tanh, torch.tanh, dim=0), ("cat", torch.sin), ("self", torch.cos)
-    )
+    names = ("forward", "self", "cat", "_explain", "_error", "Exception", "x", "class", "é")
+    steps = [adding(i, name) for i, name in enumerate(names)]
+    joined = Concat(torch.tanh, torch.tanh, dim=0)
+    tree = Chain(*steps, joined, ("cat", torch.sin), ("self", torch.cos))
     value = torch.ones(1)
     expected = torch.cat([(value + 36).tanh()] * 2).sin().cos()
     assert torch.equal(tree(value), expected), tree.source

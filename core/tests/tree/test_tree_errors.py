@@ -10,8 +10,22 @@ from small_trees import LowRank, linear
 from torch import Tensor, nn
 
 from inarch.errors import InarchError
-from inarch.tree import Chain, Concat, Distribute, Edit, Export, Here, Identity, Let, Parallel
-from inarch.tree import Product, Residual, Seq, Sum, Use
+from inarch.tree import (
+    Chain,
+    Concat,
+    Distribute,
+    Edit,
+    Export,
+    Here,
+    Identity,
+    Let,
+    Parallel,
+    Product,
+    Residual,
+    Seq,
+    Sum,
+    Use,
+)
 
 
 def needs_gain(x, *, gain):

@@ -1,4 +1,4 @@
-"""What differs between two trees, as source: one unified difference for all Chains that share it."""
+"""What differs between two trees, as source: one difference for all Chains that share it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _unified(first: str, second: str) -> str:
 
 
 def _folded(addresses: list[str]) -> str:
-    """`layers.0.mlp` to `layers.29.mlp` as `layers.{0-29}.mlp x30`, where only one number differs."""
+    """`layers.0.mlp` to `layers.29.mlp` as `layers.{0-29}.mlp x30`, where one number differs."""
     if len(addresses) == 1:
         return addresses[0] or "the root"
     parts = [re.split(r"(?<![^.])(\d+)(?![^.])", address) for address in addresses]

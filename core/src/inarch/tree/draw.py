@@ -90,7 +90,7 @@ def _below(step: Step, chain: Chain) -> Iterable[Node]:
 def _node(step: Step, chain: Chain, label: str) -> Node:
     if isinstance(step, Site):
         inner = step.name.rpartition(".")[2] if not isinstance(step.step, Ref) else step.name
-        return _node(step.step, chain, inner if not label else label)
+        return _node(step.step, chain, label or inner)
     if isinstance(step, Graft):
         return _graft(step, chain, label)
     if isinstance(step, Ref):

@@ -1,4 +1,4 @@
-"""Finding sites of a tree: by address, by class, by predicate, with a count that can be demanded."""
+"""Finding sites of a tree: by address, class and predicate, with a count that can be demanded."""
 
 from __future__ import annotations
 

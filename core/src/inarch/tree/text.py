@@ -35,7 +35,7 @@ def source(writer: Writer, given: list[Value], returned: list[Value]) -> tuple[s
 def _name(writer: Writer, given: list[Value], returned: list[Value]) -> None:
     """Give each value a name no value alive at the same time has."""
     end = len(writer.lines)
-    last_use: dict[Value, int] = {v: end for v in returned}
+    last_use: dict[Value, int] = dict.fromkeys(returned, end)
     for number in range(end - 1, -1, -1):
         for value in writer.lines[number].values():
             last_use.setdefault(value, number)

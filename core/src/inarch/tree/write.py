@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from inarch.errors import InarchError
-from inarch.tree.names import HANDLER, can_name_a_value, is_index
+from inarch.tree.names import can_name_a_value, is_index
 from inarch.tree.signature import Call, Signature
 from inarch.tree.steps import (
     Concat,
@@ -52,7 +52,7 @@ Part = str | Value
 
 @dataclass(slots=True)
 class Line:
-    """`targets = head(arguments)`, or the arguments joined by an operator where there is no head."""
+    """`targets = head(arguments)`; without a head the arguments are joined by the operator."""
 
     targets: list[Value]
     head: str
