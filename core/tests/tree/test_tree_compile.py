@@ -75,6 +75,34 @@ def test_sixteen_different_lora_layouts_compile_sixteen_times_each_block_alone()
     assert counter.frame_count == 16
 
 
+def test_blocks_of_twenty_widths_compile_within_the_budget():
+    chains = [Chain(a=linear(8, 8 + i), act=torch.tanh) for i in range(20)]
+    counter = CompileCounter()
+    for chain in chains:
+        chain.compile(backend=counter, fullgraph=True)
+        chain(torch.randn(2, 8))
+    assert counter.frame_count == 20
+
+
+def test_low_rank_terms_of_twelve_ranks_compile_within_the_budget():
+    chains = [Chain(a=linear()).edit([Edit.add("a", LowRank(rank=i + 1), "p")]) for i in range(12)]
+    counter = CompileCounter()
+    for chain in chains:
+        chain.compile(backend=counter, fullgraph=True)
+        chain(torch.randn(2, 8))
+    assert counter.frame_count == 12
+
+
+def test_a_step_that_breaks_the_graph_still_gives_the_same_values():
+    def broken(x):
+        torch._dynamo.graph_break()
+        return x + 1
+
+    tree = Chain(inner=Chain(a=linear(), broken=broken, b=linear()), last=linear())
+    x = torch.randn(2, 8)
+    assert torch.allclose(torch.compile(tree, backend="eager")(x), tree(x))
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 def test_a_whole_model_compiles_without_a_graph_break(adapted):
     tree = language_model(3)

@@ -251,6 +251,7 @@ EDITS = [
     ("IA117", lambda: Edit(address="a", kind="graft", adapter="a"), "graft"),
     ("IA117", lambda: Edit(address="a", kind="tap", adapter="a"), "name"),
     ("IA117", lambda: Edit(address="a", kind="add", adapter="a", names=("b",)), "name"),
+    ("IA117", lambda: Edit.provide("b", linear(), "a", label="a b"), "`a b`"),
     ("IA112", lambda: Edit.wrap("a", torch.tanh, "a"), "0 times"),
     ("IA112", lambda: Edit.wrap("a", Sum(Here(), Here()), "a"), "2 times"),
     ("IA106", lambda: Edit.add("a", None, "a"), "step"),

@@ -19,7 +19,7 @@ from inarch.tree.address import compiled, is_pattern
 from inarch.tree.chain import RESERVED, Chain
 from inarch.tree.generate import Interface
 from inarch.tree.graft import duplicate, graft
-from inarch.tree.names import module_name
+from inarch.tree.names import is_name, module_name
 from inarch.tree.program import Registry, adopt
 from inarch.tree.steps import Combinator, Export, Graft, Identity, Let, Seq, Site, Step
 
@@ -65,6 +65,8 @@ class Edit:
             wrong = f"a {self.kind} edit {'binds no name' if self.names else 'must bind a name'}"
         elif not self.address and self.kind != "provide":
             wrong = f"a {self.kind} edit needs an address"
+        elif not is_name(self.label) or "__" in self.label:
+            wrong = f"`{self.label}` can't be what its modules are called"
         if wrong:
             raise InarchError("IA117", wrong, where=f"adapter `{self.adapter}` {self.address}")
 

@@ -2,8 +2,8 @@
 
 Two Chains of one structure share their code: same steps, same needs, and the same below them.
 Dynamo compiles per code object and keeps a small budget for each, so the key covers nested Chains
-(their `Form`s) and the classes of other modules, or blocks that only look alike would use up one
-another's budget. Nothing of a module or a parameter is captured.
+(their `Form`s) and of other modules the classes and the shapes of weights, or blocks that only
+look alike would use up one another's budget. Nothing of a module or a parameter is captured.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from inarch.errors import InarchError
 from inarch.tree.failure import explain
@@ -89,7 +90,14 @@ def form_of(program: Step, interface: Interface, modules: Mapping[str, nn.Module
 
 
 def _structure(module: nn.Module) -> Any:
-    return _form(module) or (type(module), of_module(module))
+    """What Dynamo tells two modules apart by: class, shapes of weights, and all that is below."""
+    form = _form(module)
+    if form is not None:
+        return form
+    named = (*module._parameters.items(), *module._buffers.items())
+    weights = tuple((n, w.shape) for n, w in named if w is not None and not is_lazy(w))
+    below = tuple((n, _structure(m)) for n, m in module._modules.items() if m is not None)
+    return type(module), of_module(module), weights, below
 
 
 def _form(module: nn.Module) -> Form | None:
