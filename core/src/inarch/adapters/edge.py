@@ -34,10 +34,14 @@ class Edge(nn.Module):
         """Put the scale on a device, with the value it has."""
         self.scale = torch.full((), self.strength, dtype=torch.float32, device=device)
 
-    def settle(self, site: nn.Module | None) -> None:
+    def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         """Told, once its parameters are filled, of the base's module at the site.
 
         For what depends on the base's weights: they may be read and never changed.
+
+        Args:
+            site: the base's module; None where a function or combinator stands.
+            loaded: whether the parameters came from a file.
         """
 
     def reset_parameters(self) -> None:

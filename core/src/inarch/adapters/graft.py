@@ -226,7 +226,7 @@ def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> N
             if isinstance(module, Edge):
                 module.place(device)
                 site = sites.all.get(edit.address)
-                module.settle(None if site is None else site.module)
+                module.settle(None if site is None else site.module, loaded=header is not None)
         part.eval()
 
 

@@ -197,7 +197,10 @@ class LoRA(Adapter):
                 full = parameter
                 if name == "bias" and base is not None:
                     full = parameter + base.get_parameter("bias")
-                tensors[f"{peft_format.PREFIX}{address}.{peft_format.SUFFIXES[name]}"] = full
+                suffix = peft_format.SUFFIXES[name]
+                if isinstance(edge, BiasEdge):
+                    suffix = peft_format.BARE_BIAS
+                tensors[f"{peft_format.PREFIX}{address}.{suffix}"] = full
             if isinstance(edge, LoRAEdge):
                 root = math.sqrt(edge.rank) if rooted else edge.rank
                 terms[address] = (edge.rank, _whole(edge.scaling * root))

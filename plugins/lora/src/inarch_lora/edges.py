@@ -69,25 +69,26 @@ class LoRAEdge(Edge):
             if name != self.names[0]:
                 nn.init.zeros_(parameter)
 
-    def settle(self, site: nn.Module | None) -> None:
+    def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         self.base = _Held(site)
+        if loaded:
+            _as_difference(self.bias, site)
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """The term of `x`, [..., inputs], added to `plus`, [..., outputs], where it is given."""
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         z = self.down(x)
-        strength = self.scaling * self.strength
-        if torch.compiler.is_compiling():
-            strength, z = self.scaling, z * self.scale
-        term = self.up(z, plus, strength)
+        if torch.compiler.is_compiling():  # reading `strength` would guard on its value
+            term = self.up(z * self.scale, plus, self.scaling)
+        else:
+            term = self.up(z, plus, self.scaling * self.strength)
         if self.lora_B_bias is None and self.bias is None:
             return term
         return self._biased(term)
 
     def _biased(self, term: Tensor) -> Tensor:
-        compiling = torch.compiler.is_compiling()
-        strength = self.scale if compiling else self.strength
+        strength = self.scale if torch.compiler.is_compiling() else self.strength
         if self.lora_B_bias is not None:
             term = term + self.along_outputs(self.lora_B_bias) * (strength * self.scaling)
         return term if self.bias is None else term + self.along_outputs(self.bias) * strength
@@ -130,6 +131,13 @@ class _Held:
 
     def __call__(self) -> nn.Module | None:
         return self.module
+
+
+def _as_difference(bias: Tensor | None, site: nn.Module | None) -> None:
+    """A file has the whole bias; what is added is its difference from the base's."""
+    if bias is not None and site is not None:
+        with torch.no_grad():
+            bias -= site.get_parameter("bias")
 
 
 def _add_product(z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
@@ -235,8 +243,10 @@ class BiasEdge(Edge):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.bias)
 
-    def settle(self, site: nn.Module | None) -> None:
+    def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         self.base = _Held(site)
+        if loaded:
+            _as_difference(self.bias, site)
         self.trailing = 0 if site is None else len(getattr(site, "kernel_size", ()))
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:

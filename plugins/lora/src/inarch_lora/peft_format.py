@@ -25,9 +25,12 @@ _KINDS = {
     "lora_B.bias": "lora_B_bias",
     "lora_embedding_A": "lora_embedding_A",
     "lora_embedding_B": "lora_embedding_B",
+    "base_layer.bias": "bias",
     "bias": "bias",
 }
-SUFFIXES = {name: suffix for suffix, name in _KINDS.items()}
+# PEFT wraps the layers it adapts, so the bias of one of them stands under `base_layer`.
+SUFFIXES = {name: suffix for suffix, name in reversed(_KINDS.items())}
+BARE_BIAS = "bias"
 # What would change the result and is not built: refused when it is set.
 _UNSUPPORTED = (
     "use_dora",
