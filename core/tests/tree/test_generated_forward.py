@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from interpreter import interpret
@@ -46,6 +48,10 @@ def test_an_edited_tree_equals_its_interpreted_program_and_the_base_stays(data):
             assert error.code in {"IA101", "IA104", "IA105", "IA111", "IA115"}, error
     assert agrees(tree), tree.source
     assert same(base(x, **named), before)
+    found = [site.address for site in tree.select()]
+    assert sorted(found) == sorted(tree.form.index)
+    assert repr(tree).count("[a]") <= 1
+    assert copy.deepcopy(tree).form is tree.form
 
 
 @given(trees())
@@ -67,8 +73,6 @@ def test_what_select_finds_is_what_edits_can_address(tree):
 @given(trees())
 @settings(max_examples=40, **RELAXED)
 def test_a_tree_made_again_from_its_pickle_has_the_same_forms(tree):
-    import copy
-
     assert copy.deepcopy(tree).form is tree.form
 
 
