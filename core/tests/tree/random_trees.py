@@ -30,7 +30,8 @@ from inarch.tree import (
 )
 
 INPUTS = ("gain", "text")
-HOSTILE = ["cat", "tanh", "x", "torch", "match", "type", "_", "print", "é", "step", "lean_2", "_x"]
+HOSTILE = ["cat", "tanh", "x", "torch", "match", "_", "print", "é", "step", "lean_2", "_x"]
+HOSTILE += ["gain", "text", "lean"]
 
 
 def lean(x):
@@ -110,7 +111,7 @@ class Maker:
         return name
 
     def module_label(self):
-        return self.pick([self.fresh("w"), self.fresh("group.w"), f"blocks.{self.fresh('')}"])
+        return self.pick([self.label("w"), self.fresh("group.w"), f"blocks.{self.fresh('')}"])
 
     def module(self):
         return self.pick([lambda: nn.Linear(4, 4), Weighed, lambda: nn.LayerNorm(4)])()

@@ -97,14 +97,7 @@ def _constant(value: Any) -> Any:
         )
     if isinstance(value, tuple):
         return (type(value), *map(_constant, value))  # pyright: ignore[reportUnknownArgumentType]
-    return (
-        (type(value), value, repr(value))
-        if isinstance(value, (float, complex))
-        else (
-            type(value),
-            value,
-        )
-    )
+    return type(value), value, repr(value) if isinstance(value, (float, complex)) else ""
 
 
 def _identity(function: Callable[..., Any]) -> Any:
