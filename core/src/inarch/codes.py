@@ -87,4 +87,5 @@ CODES: Final[dict[str, str]] = {
     "IA702": "a word that names nothing",
     "IA703": "no weights to open",
     "IA704": "a model that does not generate text",
+    "IA705": "a package that can't be begun",
 }
