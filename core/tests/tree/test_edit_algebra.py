@@ -324,6 +324,16 @@ def test_a_dotted_and_a_flat_label_that_read_alike_get_modules_of_their_own():
     assert same(tree(x), interpret(tree, x))
 
 
+@pytest.mark.parametrize("label", ["_", "a_", "_a"])
+def test_underscores_at_the_ends_of_labels_hide_no_adapter_s_name(label):
+    base = Chain((label, Seq(Let("v", torch.tanh), ("_", Seq(f=torch.sin)))))
+    tree = base.edit([Edit.add(f"{label}._.f", Chain(inner=linear()), "p")])
+    [found] = tree.select("*.inner")
+    assert found.address.endswith("f__p.inner")
+    single = Chain((label, linear())).edit([Edit.add(label, Chain(inner=linear()), "p")])
+    assert single.select("*.inner").addresses == (f"{label}__p.inner",)
+
+
 def test_a_digit_label_takes_edits():
     tree = Chain(linear(), torch.tanh, linear()).edit([Edit.add("2", LowRank(), "p")])
     assert "at_2__p.a.weight" in tree.state_dict()

@@ -34,7 +34,10 @@ def can_name_a_value(text: str) -> bool:
 
 def module_name(site: str, adapter: str) -> str:
     """What a module is called that an adapter puts beside a site: `q_proj__pirate`."""
-    flat = site.replace(".", "_")
+    flat = site
+    if "." in site:
+        parts = (part.strip("_") for part in site.split("."))
+        flat = "_".join(part for part in parts if part) or "_"
     return f"{'at_' if flat[0].isdigit() else ''}{flat}__{adapter}"
 
 
