@@ -1,6 +1,6 @@
 """A real pretrained model, two real adapters, and the base given back untouched.
 
-    tox run -e demo
+tox run -e demo
 """
 
 from __future__ import annotations

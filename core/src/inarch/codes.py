@@ -62,6 +62,7 @@ CODES: Final[dict[str, str]] = {
     "IA410": "an adapter for another base",
     "IA411": "an adapter's file does not fit",
     "IA412": "a model of several trees",
+    "IA413": "a package refuses a stack",
     "IA421": "a layer LoRA has no term for",
     "IA422": "a rank the groups don't divide",
     "IA423": "a tensor that is no LoRA's",

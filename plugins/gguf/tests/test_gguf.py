@@ -59,7 +59,9 @@ def write(path: Path, kind: str = "F32", *, drop: str = "", **fields: Any) -> di
     writer.add_rope_freq_base(10000.0)
     for key, value in fields.items():
         name = key.replace("__", ".")
-        writer.add_string(name, value) if isinstance(value, str) else writer.add_float32(name, value)
+        writer.add_string(name, value) if isinstance(value, str) else writer.add_float32(
+            name, value
+        )
     values: dict[str, np.ndarray] = {}
     for name, shape in shapes().items():
         if name == drop:

@@ -43,7 +43,9 @@ def counted(model: Model, x: Tensor) -> Counter[str]:
 def linear_model(layers: int = 3) -> Model:
     torch.manual_seed(0)
     chain = Chain(**{f"fc{i}": nn.Linear(8, 8) for i in range(layers)})
-    return Model({"": chain.requires_grad_(False).eval()}, roles={"mlp.up": "*", "attention.query": "*"})
+    return Model(
+        {"": chain.requires_grad_(False).eval()}, roles={"mlp.up": "*", "attention.query": "*"}
+    )
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (1, 1, 8)])
@@ -167,5 +169,7 @@ def test_gradients_of_an_embedding_are_those_of_finite_differences() -> None:
             edge, {"lora_embedding_A": a, "lora_embedding_B": b}, (ids,)
         )
 
-    values = [torch.randn_like(p, dtype=torch.double, requires_grad=True) for p in edge.parameters()]
+    values = [
+        torch.randn_like(p, dtype=torch.double, requires_grad=True) for p in edge.parameters()
+    ]
     assert torch.autograd.gradcheck(run, values)

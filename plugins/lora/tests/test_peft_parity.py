@@ -86,13 +86,15 @@ def test_a_folder_of_peft_gives_its_outputs_and_gradients(
     adapted.adapters["lora"].trainable = True
     expected.square().mean().backward()
     adapted(ids).square().mean().backward()
-    wanted = {
-        gradient_key(n): p.grad for n, p in theirs.named_parameters() if p.requires_grad
-    }
+    wanted = {gradient_key(n): p.grad for n, p in theirs.named_parameters() if p.requires_grad}
     found: dict[str, Tensor] = {}
     for name, parameter in adapted.adapter_parameters("lora").items():
         site, _, own = name.rpartition(".")
-        suffix = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_B_bias": "lora_B.bias"}
+        suffix = {
+            "lora_A": "lora_A.weight",
+            "lora_B": "lora_B.weight",
+            "lora_B_bias": "lora_B.bias",
+        }
         inner = f"{site}.{suffix.get(own, own)}"
         if own == "bias" and f"{site}.base_layer.bias" in wanted:
             inner = f"{site}.base_layer.bias"
@@ -154,9 +156,7 @@ def test_each_kind_of_layer_equals_peft(layered: tuple[Any, ...], tmp_path: Path
     expected.square().mean().backward()
     adapted.tree(x).square().mean().backward()
     gradients = [p.grad for p in theirs.parameters() if p.requires_grad]
-    for mine, other in zip(
-        adapted.adapter_parameters("lora").values(), gradients, strict=True
-    ):
+    for mine, other in zip(adapted.adapter_parameters("lora").values(), gradients, strict=True):
         torch.testing.assert_close(mine.grad, other, rtol=1e-5, atol=1e-6)
 
 

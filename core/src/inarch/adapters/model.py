@@ -15,6 +15,8 @@ from inarch.adapters.graft import member_of, split
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.errors import InarchError
+from inarch.plugins import index
+from inarch.plugins.hooks import hooked, manager
 from inarch.resolve import check_order
 from inarch.stack import AdapterSpec, Stack, adapter
 from inarch.tree import Chain, Found, Selection
@@ -191,7 +193,9 @@ class Model:
                     remedy=f'inarch.adapter("{spec.use}", ..., name="{spec.name}_2")',
                 )
             members.append(member_of(spec, self))
-        return self._with(members)
+        model = self._with(members)
+        _tell(model, self)
+        return model
 
     def without(self, *names: str) -> Self:
         """A new model without some adapters; the others keep their modules and settings."""
@@ -274,6 +278,30 @@ class Model:
         head = f"{type(self).__name__} with {', '.join(self.adapters.names) or 'no adapters'}"
         trees = (f"{name}: {tree!r}" if name else repr(tree) for name, tree in self.trees.items())
         return "\n".join([head, *trees])
+
+
+def _tell(model: Model, base: Model) -> None:
+    """Let the packages of a model's adapters look at it, those that asked to.
+
+    Raises:
+        InarchError: IA413 with the first thing one of them finds wrong.
+    """
+    listed = index()
+    kinds = (listed.adapters.get(member.kind) for member in model.adapters)
+    names = hooked(entry.distribution for entry in kinds if entry is not None)
+    if not names:
+        return
+    hooks = manager(names).hook
+    for findings in hooks.inarch_check(model=model):
+        for finding in findings or ():
+            raise InarchError(
+                "IA413",
+                f"{finding.distribution} refuses this stack: {finding.what}",
+                where=finding.where,
+                why=finding.code,
+                remedy=finding.remedy,
+            )
+    hooks.inarch_after_apply(model=model, base=base)
 
 
 def _joined(tree: str, address: str) -> str:

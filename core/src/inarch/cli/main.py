@@ -33,7 +33,7 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            return _from_packages().get(cmd_name)
         return getattr(importlib.import_module(f"inarch.cli.{cmd_name}"), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -43,13 +43,32 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        known = self.get_command(ctx, args[0]) if args else None
+        if args and known is None and not args[0].startswith("-"):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
             hint = f" Did you mean: inarch {near[0]}" if near else " See: inarch --help"
             raise click.UsageError(f"There is no command `{args[0]}`.{hint}")
         return super().resolve_command(ctx, args)
+
+
+def _from_packages() -> dict[str, click.Command]:
+    """Commands of installed packages, asked for only when a word is none of ours.
+
+    A package that can't be loaded is named, and stops nothing else.
+    """
+    from inarch.plugins.hooks import hooked, manager
+
+    found: dict[str, click.Command] = {}
+    for distribution in hooked():
+        try:
+            given = manager([distribution]).hook.inarch_commands()
+        except InarchError as error:
+            click.echo(str(error), err=True)
+            continue
+        found |= {c.name: c for commands in given for c in commands or () if c.name}
+    return found
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

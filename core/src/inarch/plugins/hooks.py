@@ -40,6 +40,13 @@ class Hooks:
         """Commands to add to the command line."""
 
 
+def hooked(distributions: Iterable[str] | None = None) -> list[str]:
+    """Of the named distributions, or of all, those that answer hooks; imports none of them."""
+    points: dict[str, tuple[str, str]] = index().objects.get("inarch.hooks", {})
+    having = {distribution for _, distribution in points.values()}
+    return sorted(having if distributions is None else having & set(distributions))
+
+
 def manager(distributions: Iterable[str]) -> pluggy.PluginManager:
     """A manager with the hooks of the named distributions registered, in order of their names.
 

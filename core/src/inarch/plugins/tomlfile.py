@@ -29,13 +29,21 @@ def read_toml(path: Path, kind: type[Struct], *, unreadable: str, malformed: str
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InarchError(
-            unreadable, f"`{path.name}` can't be read", where=str(path), why=why
+            unreadable,
+            f"`{path.name}` can't be read",
+            where=str(path),
+            why=why,
+            remedy="check the path",
         ) from None
     try:
         return msgspec.convert(tomllib.loads(text), kind)
     except tomllib.TOMLDecodeError as error:
         raise InarchError(
-            malformed, f"`{path.name}` is no TOML", where=str(path), why=str(error)
+            malformed,
+            f"`{path.name}` is no TOML",
+            where=str(path),
+            why=str(error),
+            remedy='write it as TOML: key = "value"',
         ) from None
     except msgspec.ValidationError as error:
         raise _misfit(path, text, kind, str(error), malformed) from None

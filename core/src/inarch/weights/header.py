@@ -64,8 +64,10 @@ def refuse_pickle(path: Path) -> None:
     start = b""
     if path.is_file():
         with path.open("rb") as file:
-            start = file.read(2)
-    zipped, pickled = start == b"PK", start[:1] == b"\x80"
+            start = file.read(9)
+    # A safetensors file begins with the length of its JSON, which may be any bytes.
+    other = start[8:] != b"{"
+    zipped, pickled = other and start[:2] == b"PK", other and start[:1] == b"\x80"
     if path.suffix in PICKLES or zipped or pickled:
         looks = "a zip of pickles, as torch.save writes" if zipped else "a pickle"
         raise InarchError(
