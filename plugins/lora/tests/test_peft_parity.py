@@ -163,7 +163,7 @@ def test_each_kind_of_layer_equals_peft(layered: tuple[Any, ...], tmp_path: Path
 def test_each_kind_of_layer_is_saved_as_peft_saves_it(
     layered: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    name, net, ours, x = layered
+    _, net, ours, x = layered
     adapted = ours.adapt(inarch.adapter("lora", targets=["layer"], rank=4))
     for parameter in adapted.adapter_parameters("lora").values():
         parameter.data.normal_(std=0.3)
