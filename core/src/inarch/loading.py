@@ -10,7 +10,7 @@ import torch
 
 from inarch.errors import InarchError
 from inarch.plugins import index, load_object, locate_checkpoint
-from inarch.weights import fill, open_checkpoint
+from inarch.weights import blank, fill, open_checkpoint
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
@@ -46,7 +46,7 @@ def load(
     entry = index().model_for(checkpoint.config, str(path))
     family: type[Model] = load_object("inarch.models", entry.id)
     config = family.parse_config(checkpoint.config)
-    with torch.device("meta"):
+    with blank():
         trees = family.build(config)
     for name, tree in trees.items():
         prefix = f"{name}." if name else ""

@@ -21,7 +21,7 @@ from inarch.stack import AdapterSpec
 from inarch.tree import Chain, Edit
 from inarch.tree.edit import addresses, check_adapter_name
 from inarch.tree.steps import Labelled, walk
-from inarch.weights import WeightsHeader, open_adapter
+from inarch.weights import WeightsHeader, blank, open_adapter
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
@@ -40,7 +40,7 @@ def member_of(spec: AdapterSpec, model: Model) -> Member:
     header = None if path is None else open_adapter(path)
     if header is not None:
         _check_base(spec, header, model)
-    with torch.device("meta"):
+    with blank():
         edits = tuple(adapter.edits(model.sites, header))
     edits = tuple(_expanded(edits, model.pristine))
     modules = _modules(edits)

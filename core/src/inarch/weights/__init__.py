@@ -1,6 +1,7 @@
 """Checkpoints and adapter files: opened by their headers, read tensor by tensor."""
 
 from inarch.weights.adapter_file import WeightsHeader, open_adapter
+from inarch.weights.blank import blank
 from inarch.weights.checkpoint import Checkpoint, FolderCheckpoint, open_checkpoint
 from inarch.weights.fill import fill
 from inarch.weights.fingerprint import combined, fingerprint, sample_offsets
@@ -11,6 +12,7 @@ __all__ = [
     "FolderCheckpoint",
     "TensorInfo",
     "WeightsHeader",
+    "blank",
     "combined",
     "fill",
     "fingerprint",

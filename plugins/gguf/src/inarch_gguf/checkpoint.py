@@ -35,7 +35,7 @@ class GGUFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _Reader(path)
             self._fields = {k: f.contents() for k, f in reader.fields.items()}
             found = {t.name: _Stored.of(t) for t in reader.tensors}
         except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
@@ -127,6 +127,14 @@ class GGUFCheckpoint:
                     digest.update(file.read(min(32, stored.size - offset)))
                 digests.append((name, digest.digest()))
         return combined(digests)
+
+
+class _Reader(gguf.GGUFReader):
+    """The package's reader over a plain array: slices of a memmap are many times slower."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        plain = name == "data" and isinstance(value, np.memmap)
+        super().__setattr__(name, value.view(np.ndarray) if plain else value)
 
 
 class _Stored:
