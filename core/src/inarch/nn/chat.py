@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
+from jinja2 import nodes
 from jinja2.exceptions import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from inarch.errors import InarchError
@@ -23,7 +25,7 @@ class ChatTemplate:
 
     def __init__(self, text: str) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
         names: dict[str, Any] = {"raise_exception": _refuse, "strftime_now": _now}
@@ -52,7 +54,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=reply, tools=None, documents=None, **names
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InarchError(
                 "IA503",
                 "the chat template refuses these messages",
@@ -62,9 +64,32 @@ class ChatTemplate:
             ) from None
 
 
-def _to_json(value: Any, indent: int | None = None, **_options: Any) -> str:
+class _Generation(Extension):
+    """`{% generation %}`: marks what the assistant says, for training; its text is its content."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """As transformers: unlike jinja's own, it escapes nothing for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(message: str) -> None:

@@ -63,38 +63,39 @@ class Generator:
 
     def steps(self, sampling: Sampling, stop: frozenset[int]) -> Iterator[list[int | None]]:
         """The tokens of each step, None for rows that have stopped after a stop token."""
-        with torch.inference_mode():
-            generator = sampling.generator(self.device)
-            given, seen = self.ids, self._seen(sampling)
-            live = [True] * len(given)
-            for step in range(self.new_tokens):
-                logits = self._forward(given)[:, -1]
-                if seen is not None and seen.shape[1] == 0:
-                    seen = torch.zeros_like(logits, dtype=torch.bool)
-                    seen.scatter_(1, self.ids, True)
-                    if self.padding is not None:
-                        self._forget_padding(seen)
-                tokens = sampling.next(logits, seen, generator)
-                chosen: list[int] = tokens.tolist()
-                yield [t if alive else None for t, alive in zip(chosen, live, strict=True)]
-                live = [alive and t not in stop for t, alive in zip(chosen, live, strict=True)]
-                if not any(live) or step + 1 == self.new_tokens:
-                    return
-                given = tokens[:, None]
-                if seen is not None:
-                    seen.scatter_(1, given, True)
+        generator = sampling.generator(self.device)
+        live = [True] * len(self.ids)
+        given, seen = self.ids, None
+        for _ in range(self.new_tokens):
+            tokens, seen = self._step(given, seen, sampling, generator)
+            chosen: list[int] = tokens.tolist()
+            yield [t if alive else None for t, alive in zip(chosen, live, strict=True)]
+            live = [alive and t not in stop for t, alive in zip(chosen, live, strict=True)]
+            if not any(live):
+                return
+            given = tokens[:, None]
 
-    def _seen(self, sampling: Sampling) -> Tensor | None:
-        if sampling.repetition_penalty in (None, 1.0):
-            return None
-        return torch.empty((len(self.ids), 0), dtype=torch.bool, device=self.device)
+    @torch.inference_mode()  # of each step: around a yield it would hold in the caller's code too
+    def _step(
+        self,
+        given: Tensor,
+        seen: Tensor | None,
+        sampling: Sampling,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next token of each row, [batch], and which tokens each row has had, if asked."""
+        logits = self._forward(given)[:, -1]
+        if sampling.penalises:
+            seen = self._first_seen(logits) if seen is None else seen.scatter(1, given, True)
+        return sampling.next(logits, seen, generator), seen
 
-    def _forget_padding(self, seen: Tensor) -> None:
-        """The id that fills prompts up did not occur where the prompt itself doesn't have it."""
-        if self.padding is None:
-            return
-        for row, ids, real in zip(seen, self.ids, self.padding, strict=True):
-            row[self.pad] = bool((ids[real[: len(ids)]] == self.pad).any())
+    def _first_seen(self, logits: Tensor) -> Tensor:
+        """The prompts' tokens, [batch, vocabulary]; what fills a prompt up is none of them."""
+        seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, self.ids, True)
+        if self.padding is not None:
+            real = self.padding[:, : self.longest]
+            seen[:, self.pad] = ((self.ids == self.pad) & real).any(-1)
+        return seen
 
     def _forward(self, given: Tensor) -> Tensor:
         start = self.clock.start

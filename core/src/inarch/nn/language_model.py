@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inarch.adapters.model import Model
 from inarch.errors import InarchError
+from inarch.nn.answer import Answer
 from inarch.nn.attention import causal_mask, positions_of
 from inarch.nn.generation import Generator
 from inarch.nn.sampling import Sampling
@@ -106,16 +107,21 @@ class LanguageModel(Model):
             return []
         ids = [_encoded(tokenizer, one) for one in prompts]
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise InarchError("IA504", "a stop text is empty", where="stop")
+        if stream and many:
+            raise InarchError(
+                "IA506",
+                "only one prompt can be streamed",
+                why=f"{len(prompts)} were given",
+                remedy="stream each on its own, or leave stream out",
+            )
+        steps = self.generate_ids(ids, max_new_tokens=max_new_tokens, sampling=sampling)
+        answers = [Answer(tokenizer, self.stop_ids, stops) for _ in ids]
         if stream:
-            if many:
-                raise InarchError(
-                    "IA506",
-                    "only one prompt can be streamed",
-                    why=f"{len(prompts)} were given",
-                    remedy="stream each on its own, or leave stream out",
-                )
-            return self._streamed(tokenizer, ids, max_new_tokens, sampling, stops)
-        return self._whole(tokenizer, ids, max_new_tokens, sampling, stops, many)
+            return _streamed(steps, answers[0])
+        texts = _finished(steps, answers)
+        return texts if many else texts[0]
 
     def generate_ids(
         self,
@@ -176,54 +182,28 @@ class LanguageModel(Model):
             )
         return self.tokenizer
 
-    def _streamed(
-        self,
-        tokenizer: Tokenizer,
-        ids: list[list[int]],
-        count: int,
-        sampling: Sampling,
-        stops: tuple[str, ...],
-    ) -> Iterator[str]:
-        """Pieces of text; what might be the beginning of a stop waits until it is known."""
-        text = tokenizer.stream()
-        held = ""
-        ends = self.stop_ids
-        for [token] in self.generate_ids(ids, max_new_tokens=count, sampling=sampling):
-            if token is None or token in ends:
-                break
-            held += text.push(token)
-            cut = _first_stop(held, stops)
-            if cut is not None:
-                yield held[:cut]
-                return
-            safe = len(held) - _possible_stop(held, stops)
-            if safe:
-                yield held[:safe]
-                held = held[safe:]
-        held += text.rest()
-        cut = _first_stop(held, stops)
-        if held[:cut]:
-            yield held[:cut]
 
-    def _whole(
-        self,
-        tokenizer: Tokenizer,
-        ids: list[list[int]],
-        count: int,
-        sampling: Sampling,
-        stops: tuple[str, ...],
-        many: bool,
-    ) -> str | list[str]:
-        if not many:
-            return "".join(self._streamed(tokenizer, ids, count, sampling, stops))
-        rows: list[list[int]] = [[] for _ in ids]
-        ends = self.stop_ids
-        for tokens in self.generate_ids(ids, max_new_tokens=count, sampling=sampling):
-            for row, token in zip(rows, tokens, strict=True):
-                if token is not None and token not in ends:
-                    row.append(token)
-        texts = [tokenizer.decode(row) for row in rows]
-        return [text[: _first_stop(text, stops)] for text in texts]
+def _streamed(steps: Iterator[list[int | None]], answer: Answer) -> Iterator[str]:
+    """The pieces of one answer."""
+    for [token] in steps:
+        if piece := answer.push(token):
+            yield piece
+        if answer.ended:
+            return
+    if piece := answer.finish():
+        yield piece
+
+
+def _finished(steps: Iterator[list[int | None]], answers: Sequence[Answer]) -> list[str]:
+    """The texts of all answers; no step is made once every one has ended."""
+    for tokens in steps:
+        for answer, token in zip(answers, tokens, strict=True):
+            answer.push(token)
+        if all(answer.ended for answer in answers):
+            break
+    for answer in answers:
+        answer.finish()
+    return [answer.text for answer in answers]
 
 
 def _is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
@@ -244,15 +224,3 @@ def _encoded(tokenizer: Tokenizer, prompt: Any) -> list[int]:
         why="a prompt is text, or a list of messages",
         remedy='generate("Once upon a time") or generate([{"role": "user", "content": "Hello"}])',
     )
-
-
-def _first_stop(text: str, stops: tuple[str, ...]) -> int | None:
-    """Where the first of the stops begins in a text."""
-    found = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
-    return min(found) if found else None
-
-
-def _possible_stop(text: str, stops: tuple[str, ...]) -> int:
-    """How many characters at the end may be the beginning of a stop."""
-    lengths = (n for stop in stops for n in range(len(stop), 0, -1) if text.endswith(stop[:n]))
-    return max(lengths, default=0)

@@ -162,7 +162,8 @@ def _yarn(rotary: Rotary, settings: Mapping[str, Any]) -> Frequencies:
     exponents = torch.arange(0, dim, 2).float() / dim
     plain = 1.0 / theta**exponents
     stretched = 1.0 / (factor * theta**exponents)
-    return stretched * ramp + plain * (1 - ramp), _attention_factor(settings, factor)
+    kept = 1 - ramp  # subtracted twice, as transformers does, for the very same bits
+    return stretched * (1 - kept) + plain * kept, _attention_factor(settings, factor)
 
 
 def _attention_factor(settings: Mapping[str, Any], factor: float) -> float:

@@ -51,6 +51,11 @@ class Sampling:
                     "IA504", f"{name} must be {wanted}, not {getattr(self, name)}", where=name
                 )
 
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters which tokens occurred."""
+        return self.repetition_penalty not in (None, 1.0)
+
     def generator(self, device: torch.device) -> torch.Generator | None:
         """A generator for the seed; None draws from torch's own."""
         if self.seed is None:

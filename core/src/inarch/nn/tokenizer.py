@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,13 @@ class Tokenizer:
                 why="neither tokenizer_config.json nor chat_template.jinja holds one",
                 remedy="pass a prompt instead of messages",
             )
-        names = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
-        return self._template.render(messages, reply=reply, **names, **extra)
+        tokens = {
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "pad_token": self.pad_token,
+        }
+        names = {name: token for name, token in tokens.items() if token is not None} | extra
+        return self._template.render(messages, reply=reply, **names)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -164,16 +169,6 @@ class TextStream:
         """What never became a whole character."""
         before = self._tokenizer.decode(self._ids[self._start : self._shown])
         return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
-
-
-def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids in pieces."""
-    stream = tokenizer.stream()
-    for token in ids:
-        if piece := stream.push(token):
-            yield piece
-    if piece := stream.rest():
-        yield piece
 
 
 def _text(token: Any) -> str | None:

@@ -55,6 +55,8 @@ def parse(given: Mapping[str, Any]) -> LlamaConfig:
     config.setdefault("num_key_value_heads", heads)
     if isinstance(heads, int) and heads > 0 and isinstance(config.get("hidden_size"), int):
         config.setdefault("head_dim", config["hidden_size"] // heads)
+    if given.get("model_type") != "mistral":
+        config["sliding_window"] = None  # in a Llama's file it means nothing, as to transformers
     config |= _rope(config)
     _refuse(config)
     try:
