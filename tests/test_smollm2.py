@@ -107,3 +107,13 @@ def test_adapting_and_dropping_leaves_every_bit_of_the_real_model(base: Any) -> 
     assert all(torch.equal(base.state_dict()[name], before[name]) for name in before)
     shared = adapted.state_dict()
     assert all(shared[name].data_ptr() == base.state_dict()[name].data_ptr() for name in before)
+
+
+def test_the_recipe_for_training_runs_as_it_stands(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    line = '{"prompt": "Once upon", "completion": " a time"}\n'
+    (tmp_path / "data.jsonl").write_text(line * 4)
+    command = [sys.executable, root / "examples" / "train_lora.py", "data.jsonl", "2"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    names = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "loss.csv"} <= names

@@ -1,0 +1,136 @@
+"""`inarch.load`: found by the checkpoint's own configuration; each mistake said once and clearly."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import inarch
+import inarch.loading
+from inarch.adapters import Model
+from inarch.errors import InarchError
+from inarch.plugins import Index
+from inarch.plugins.manifest import ModelEntry
+from inarch.tree import Chain
+
+
+class Small(Model):
+    @classmethod
+    def parse_config(cls, config: dict[str, Any]) -> int:
+        return int(config["width"])
+
+    @classmethod
+    def build(cls, config: int) -> dict[str, Chain]:
+        return {"": Chain(up=nn.Linear(config, 2 * config), drop=nn.Dropout(0.5))}
+
+
+@pytest.fixture(autouse=True)
+def family(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = ModelEntry(id="small", model_types=["small"], roles={"mlp.up": "up"})
+    monkeypatch.setattr(inarch.loading, "index", lambda: Index(models={"small": entry}))
+    monkeypatch.setattr(inarch.loading, "load_object", lambda _group, _name: Small)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "small", "width": 3}))
+    save_file(Small.build(3)[""].state_dict(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def refusal(*args: Any, **options: Any) -> InarchError:
+    with pytest.raises(InarchError) as caught:
+        inarch.load(*args, **options)
+    return caught.value
+
+
+def test_a_model_is_loaded_frozen_in_evaluation_mode_with_its_roles(folder: Path) -> None:
+    model = inarch.load(folder)
+    assert isinstance(model, Small)
+    assert (model.family, model.roles) == ("small", {"mlp.up": "up"})
+    assert not model.tree.training
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "torch.float16", torch.float64, None])
+def test_weights_take_the_dtype_asked_for(folder: Path, dtype: Any) -> None:
+    wanted = {"bfloat16": torch.bfloat16, "torch.float16": torch.float16, None: torch.float32}
+    assert inarch.load(folder, dtype=dtype).dtype == wanted.get(dtype, dtype)
+
+
+def test_building_draws_no_random_number(folder: Path) -> None:
+    state = torch.get_rng_state()
+    inarch.load(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bf16", "", torch.int64, 3])
+def test_a_dtype_weights_can_t_have_is_refused(folder: Path, dtype: Any) -> None:
+    assert refusal(folder, dtype=dtype).code == "IA209"
+
+
+@pytest.mark.parametrize("device", ["warp", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(folder: Path, device: str) -> None:
+    error = refusal(folder, device=device)
+    assert (error.code, device in error.what) == ("IA209", True)
+
+
+def test_a_configuration_nobody_reads_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "gpt9"}')
+    error = refusal(folder)
+    assert (error.code, "gpt9" in error.what) == ("IA306", True)
+
+
+def test_a_name_that_is_neither_path_nor_checkpoint_is_refused() -> None:
+    assert refusal("no-such-model").code == "IA201"
+
+
+def test_the_hub_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    error = refusal("owner/name")
+    assert (error.code, error.remedy) == ("IA208", "pip install 'inarch[hub]'")
+
+
+def test_a_snapshot_of_the_hub_is_loaded_without_its_pickles(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+        asked.update(name=name, patterns=allow_patterns)
+        return str(folder)
+
+    hub = SimpleNamespace(snapshot_download=snapshot)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert inarch.load("owner/name").family == "small"
+    assert asked["name"] == "owner/name"
+    assert "*.safetensors" in asked["patterns"]
+    assert not [p for p in asked["patterns"] if p.endswith((".bin", ".pt"))]
+
+
+def test_a_hub_that_can_t_be_reached_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = ModuleType("huggingface_hub")
+
+    def snapshot(*_: Any, **__: Any) -> str:
+        raise ConnectionError("offline")
+
+    hub.snapshot_download = snapshot  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    error = refusal("owner/name")
+    assert (error.code, "offline" in error.why) == ("IA208", True)
+
+
+def test_an_adapted_model_keeps_the_family_and_the_checkpoint(folder: Path) -> None:
+    model = inarch.load(folder)
+    again = model.without()
+    assert (again.family, again.checkpoint) == ("small", model.checkpoint)
+    assert again.fingerprint() == model.fingerprint()

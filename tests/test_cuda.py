@@ -1,0 +1,71 @@
+"""The same on a GPU: placed where it is loaded, adapted there, equal to the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import inarch
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    from inarch_llama.model import Llama
+
+    torch.manual_seed(0)
+    tree = Llama.build(Llama.parse_config(CONFIG))[""]
+    save_file(tree.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+def test_an_adapted_model_is_on_the_gpu_and_equals_the_cpu(folder: Path, tmp_path: Path) -> None:
+    base = inarch.load(folder)
+    saved = base.adapt(inarch.adapter("lora", rank=2))
+    for parameter in saved.adapter_parameters("lora").values():
+        parameter.data.normal_(std=0.2)
+    adapter = saved.save_adapter("lora", tmp_path / "lora")
+    there = inarch.load(folder, device="cuda").adapt(inarch.adapter("lora", weights=adapter))
+    assert {p.device.type for p in there.parameters()} == {"cuda"}
+    ids = torch.randint(0, 61, (2, 9))
+    expected = saved(ids).detach()
+    torch.testing.assert_close(there(ids.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_generation_on_the_gpu_gives_the_tokens_of_the_cpu(folder: Path) -> None:
+    prompts = [[1, 2, 3, 4], [5, 6]]
+    here, there = inarch.load(folder), inarch.load(folder, device="cuda")
+    options = {"max_new_tokens": 8, "stop": frozenset[int]()}
+    assert list(there.generate_ids(prompts, **options)) == list(
+        here.generate_ids(prompts, **options)
+    )
+
+
+def test_training_on_the_gpu_moves_the_adapter_alone(folder: Path, tmp_path: Path) -> None:
+    from inarch.training import Example, train
+
+    base = inarch.load(folder, device="cuda")
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    model = base.adapt(inarch.adapter("lora", rank=2))
+    examples = [Example((1, 2, 3), (1, 2, 3)), Example((4, 5), (4, 5))]
+    train(model, examples, adapter="lora", out=tmp_path / "out", steps=3, batch_size=2)
+    assert all(torch.equal(base.state_dict()[name], before[name]) for name in before)
