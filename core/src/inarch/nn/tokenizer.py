@@ -47,6 +47,9 @@ class Tokenizer:
     def from_folder(cls, path: Path) -> Tokenizer:
         """The tokenizer of a transformers folder.
 
+        What stands around each text is what tokenizer.json says; `add_bos_token` beside it in
+        tokenizer_config.json is passed over, as transformers 5 does.
+
         Raises:
             InarchError: IA501 where tokenizer.json can't be read.
         """
@@ -63,19 +66,12 @@ class Tokenizer:
         settings = read_json(settings_file) if settings_file.is_file() else {}
         template = path / "chat_template.jinja"
         chat = template.read_text("utf-8") if template.is_file() else _default_template(settings)
-        # The file's own post-processor adds what the checkpoint's authors meant, unless the
-        # settings say otherwise, which transformers then follows.
-        told = "add_bos_token" in settings or "add_eos_token" in settings
-        if told:
-            backend.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
         return cls(
             backend,
             bos_token=_text(settings.get("bos_token")),
             eos_token=_text(settings.get("eos_token")),
             pad_token=_text(settings.get("pad_token")),
             chat_template=chat,
-            add_bos=bool(settings.get("add_bos_token", False)),
-            add_eos=bool(settings.get("add_eos_token", False)),
         )
 
     def id_of(self, token: str | None) -> int | None:
