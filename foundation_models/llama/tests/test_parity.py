@@ -124,6 +124,20 @@ def test_a_batch_of_unequal_prompts_equals_each_alone(static: tuple[Any, Any]) -
         assert [tokens[row] for tokens in together] == [token for [token] in alone]
 
 
+def test_greedy_generation_of_left_padded_batches_equals_transformers(
+    static: tuple[Any, Any],
+) -> None:
+    theirs, ours = static
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [3, 4], [9, 8, 7, 6]]
+    ids = torch.tensor([[0] * (7 - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (7 - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    expected = theirs.generate(
+        ids, attention_mask=mask, max_new_tokens=10, do_sample=False, eos_token_id=None
+    )
+    steps = list(ours.generate_ids(prompts, max_new_tokens=10, stop=frozenset()))
+    assert [list(row) for row in zip(*steps, strict=True)] == expected[:, 7:].tolist()
+
+
 def test_gradients_of_the_input_embeddings_equal_transformers(pair: Any) -> None:
     theirs, ours = pair(num_key_value_heads=2)
     ids = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(5))

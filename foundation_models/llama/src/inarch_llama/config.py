@@ -18,6 +18,22 @@ _DEFAULTS = {
         "sliding_window": 4096,
     },
 }
+# What configurations of neighbouring architectures hold. Where a file sets one of them to more than
+# nothing, its weights were trained with other maths than this tree's.
+_FOREIGN = (
+    "attention_multiplier",
+    "attn_logit_softcapping",
+    "embedding_multiplier",
+    "final_logit_softcapping",
+    "layer_types",
+    "logits_scaling",
+    "no_rope_layers",
+    "num_experts",
+    "num_local_experts",
+    "query_pre_attn_scalar",
+    "residual_multiplier",
+    "use_qk_norm",
+)
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 
 
@@ -90,6 +106,9 @@ def _refuse(config: Mapping[str, Any]) -> None:
         raise _wrong(f"the activation `{act}` is not known", f"hidden_act = {act}")
     if config.get("quantization_config"):
         raise _wrong("its weights are quantised by a method of its own", "quantization_config")
+    for name in _FOREIGN:
+        if config.get(name) not in (None, False, 1):
+            raise _wrong(f"`{name}` changes what a Llama computes", f"{name} = {config[name]}")
     heads, groups = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
         raise _wrong(f"{heads} query heads can't share {groups} key heads", "num_key_value_heads")
