@@ -1,11 +1,11 @@
-"""Train a LoRA on a file of examples, look at what it does, and save it: python train_lora.py FILE."""
+"""Train a LoRA on a file of examples, and save it: python train_lora.py FILE [STEPS]."""
 
 import sys
 
 import torch
 
 import inarch
-from inarch.training import train
+from inarch_training import train
 
 torch.manual_seed(0)
 base = inarch.load("smollm2", dtype="float32")

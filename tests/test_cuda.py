@@ -61,7 +61,7 @@ def test_generation_on_the_gpu_gives_the_tokens_of_the_cpu(folder: Path) -> None
 
 
 def test_training_on_the_gpu_moves_the_adapter_alone(folder: Path, tmp_path: Path) -> None:
-    from inarch.training import Example, train
+    from inarch_training import Example, train
 
     base = inarch.load(folder, device="cuda")
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}

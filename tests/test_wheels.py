@@ -22,7 +22,14 @@ pytestmark = pytest.mark.skipif(
     "site-packages" not in (inarch.__file__ or ""), reason="the packages are not wheels here"
 )
 
-PACKAGES = ["inarch", "inarch-llama", "inarch-lora", "inarch-gguf", "inarch-smollm2-voices"]
+PACKAGES = [
+    "inarch",
+    "inarch-llama",
+    "inarch-lora",
+    "inarch-gguf",
+    "inarch-smollm2-voices",
+    "inarch-training",
+]
 
 
 def command(*args: str) -> Any:

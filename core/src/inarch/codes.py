@@ -89,4 +89,5 @@ CODES: Final[dict[str, str]] = {
     "IA703": "no weights to open",
     "IA704": "a model that does not generate text",
     "IA705": "a package that can't be begun",
+    "IA706": "a command of a package that is not installed",
 }

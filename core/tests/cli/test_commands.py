@@ -78,7 +78,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "[inarch.adapters]\nlora = inarch_adapters:A\ncontrol = inarch_adapters:B\n",
         BROKEN,
     )
+    import inarch.loading  # torch, while the path still leads to it
+
     real = [p for p in sys.path if p and "site-packages" not in p and "inarch" not in p]
+    assert inarch.loading.load
     monkeypatch.setattr(sys, "path", [str(folder), *real])
     monkeypatch.setenv("INARCH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "80")

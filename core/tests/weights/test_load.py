@@ -1,4 +1,4 @@
-"""`inarch.load`: found by the checkpoint's own configuration; each mistake said once and clearly."""
+"""`inarch.load`: found by the checkpoint's own configuration; each mistake said clearly."""
 
 from __future__ import annotations
 

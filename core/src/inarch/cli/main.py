@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": "Say what is installed, and what is wrong with it.",
     "new": "Begin a package for an adapter or a foundation model.",
 }
+FROM_PACKAGES = {"train": "inarch-training"}
 
 
 class Commands(click.Group):
@@ -32,8 +33,15 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return _from_packages().get(cmd_name)
+        if cmd_name not in COMMANDS or cmd_name in FROM_PACKAGES:
+            found = _from_packages().get(cmd_name)
+            if found is None and cmd_name in FROM_PACKAGES:
+                raise InarchError(
+                    "IA706",
+                    f"the command `{cmd_name}` comes with another package",
+                    remedy=f"pip install {FROM_PACKAGES[cmd_name]}",
+                )
+            return found
         return getattr(importlib.import_module(f"inarch.cli.{cmd_name}"), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

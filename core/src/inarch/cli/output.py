@@ -14,7 +14,7 @@ import click
 import inarch
 from inarch.errors import InarchError
 
-_BROKEN = {"IA301", "IA304", "IA308", "IA309", "IA310", "IA311", "IA208"}
+_BROKEN = {"IA301", "IA304", "IA308", "IA309", "IA310", "IA311", "IA208", "IA706"}
 
 
 def exit_code(error: InarchError) -> int:

@@ -16,13 +16,11 @@ def write_csv(path: Path, losses: Sequence[float], rates: Sequence[float]) -> No
         writer.writerows((i, f"{loss:.6f}", f"{rate:.3e}") for i, (loss, rate) in rows)
 
 
-def draw(path: Path, losses: Sequence[float], title: str) -> bool:
-    """The curve as a picture; False where matplotlib, the extra `train`, is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
+def draw(path: Path, losses: Sequence[float], title: str) -> None:
+    """The curve as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -32,7 +30,6 @@ def draw(path: Path, losses: Sequence[float], title: str) -> bool:
     axes.set(title=title, xlabel="step", ylabel="loss (nats a token)", ylim=(0, None))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
-    return True
 
 
 def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:

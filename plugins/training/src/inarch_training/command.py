@@ -1,4 +1,4 @@
-"""`inarch train`"""
+"""`inarch train`, and how the command line comes by it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from inarch.cli.output import Output, json_option
 from inarch.errors import InarchError
+from inarch.plugins.hooks import hook
 
 
 @click.command()
@@ -64,7 +65,7 @@ def train(
     import inarch
     from inarch.cli.target import opened
     from inarch.nn import LanguageModel
-    from inarch.training import train as run
+    from inarch_training import train as run
 
     given = dict(_option(text) for text in options)
     if rank is not None:
@@ -102,8 +103,6 @@ def train(
 def _report(output: Output, result: Any) -> None:
     first, last = result.losses[0], result.losses[-1]
     output.note(f"{result.steps} steps, loss {first:.3f} to {last:.3f}: {result.folder}")
-    if not result.picture:
-        output.note("no picture of the curve: pip install 'inarch[train]'")
     if result.interrupted:
         output.note("interrupted and saved; go on with the same command and --resume")
 
@@ -151,3 +150,14 @@ class _progress:  # noqa: N801 - used as a context manager, like a function
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+class _Commands:
+    """This package's answer to the hooks of inarch."""
+
+    @hook
+    def inarch_commands(self) -> list[click.Command]:
+        return [train]
+
+
+commands = _Commands()

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from inarch.errors import InarchError
 from inarch.nn.language_model import LanguageModel
-from inarch.training.curve import draw, write_csv
-from inarch.training.data import IGNORED, Example, batch, order, read_examples
-from inarch.training.state import load_state, save_state
+from inarch_training.curve import draw, write_csv
+from inarch_training.data import IGNORED, Example, batch, order, read_examples
+from inarch_training.state import load_state, save_state
 
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -32,13 +32,11 @@ class TrainingResult:
         folder: the adapter in its own format, `loss.csv`, `loss.png` and `state/`.
         losses: of each step, in nats a learned token.
         interrupted: whether it was stopped before its last step.
-        picture: whether matplotlib was there to draw the curve.
     """
 
     folder: Path
     losses: list[float] = field(repr=False)
     interrupted: bool
-    picture: bool
 
     @property
     def steps(self) -> int:
@@ -125,8 +123,8 @@ def train(
                 if len(losses) % save_every == 0:
                     save()
         save()
-    picture = draw(folder / "loss.png", losses, f"{adapter}: {member.kind}, {len(losses)} steps")
-    return TrainingResult(folder, losses, len(losses) < steps, picture)
+    draw(folder / "loss.png", losses, f"{adapter}: {member.kind}, {len(losses)} steps")
+    return TrainingResult(folder, losses, len(losses) < steps)
 
 
 def _step(
