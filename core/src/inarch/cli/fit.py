@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,6 +25,8 @@ def model_named(name: str, listed: Index) -> ModelEntry:
     if config.is_file():
         return listed.model_for(json.loads(config.read_text("utf-8")), str(config))
     known = [*listed.models, *listed.checkpoints]
+    import difflib
+
     near = difflib.get_close_matches(name, known, 2, 0.5)
     raise InarchError(
         "IA702",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import sys
-import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +90,7 @@ def _cached_index(key: tuple[tuple[str, int], ...]) -> Index:
     try:
         cached = msgspec.json.decode(path.read_bytes(), type=_Cached)
         manifests = {f: m for f, m in cached.files.items() if f not in folders}
+        # Two paths may share a name of the cache; the folders it was made of tell them apart.
         if cached.schema == SCHEMA and cached.files == {**folders, **_mtimes(manifests)}:
             return cached.index
     except (OSError, msgspec.MsgspecError, ValueError):
@@ -119,12 +119,14 @@ def _mtimes(paths: Iterable[str]) -> dict[str, int]:
 def _cache_file() -> Path:
     base = os.environ.get("INARCH_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    place = hashlib.sha256("\n".join([sys.prefix, *sys.path]).encode()).hexdigest()[:16]
-    return Path(base or os.path.join(home, "inarch")) / f"index-{place}.json"
+    place = zlib.crc32("\n".join([sys.prefix, *sys.path]).encode())
+    return Path(base or os.path.join(home, "inarch")) / f"index-{place:08x}.json"
 
 
 def _store(path: Path, cached: _Cached) -> None:
     """Write the cache whole or not at all; a cache that can't be written costs time, no more."""
+    import tempfile
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import Any
@@ -84,6 +83,8 @@ def locate_weights(name: str) -> Path:
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> InarchError:
+    import difflib
+
     near = difflib.get_close_matches(name, known, 3, 0.5)
     return InarchError(
         "IA308",

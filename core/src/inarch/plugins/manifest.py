@@ -8,7 +8,6 @@ from typing import Literal
 import msgspec
 
 from inarch.errors import InarchError
-from inarch.plugins.tomlfile import read_toml
 
 SCHEMA = 1
 
@@ -101,6 +100,8 @@ def read_manifest(path: Path) -> Manifest:
         InarchError: IA301 where it can't be read, IA302 where it is malformed, IA303 where it is
             written in a newer schema than this inarch knows.
     """
+    from inarch.plugins.tomlfile import read_toml  # not needed while the index is cached
+
     version = read_toml(path, _Version, unreadable="IA301", malformed="IA302").schema
     if version != SCHEMA:
         raise InarchError(
