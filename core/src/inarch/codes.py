@@ -1,4 +1,4 @@
-"""The registry of error codes. A test keeps it and the code in step: each is raised somewhere."""
+"""The registry of core's error codes; a package lists its own in its manifest, as `[[code]]`."""
 
 from __future__ import annotations
 
@@ -34,9 +34,6 @@ CODES: Final[dict[str, str]] = {
     "IA208": "the hub can't be reached",
     "IA209": "no such device or dtype",
     "IA210": "a configuration that can't be built",
-    "IA251": "a GGUF file that can't be understood",
-    "IA252": "a GGUF tensor that can't be dequantised",
-    "IA253": "a GGUF tokenizer that can't be rebuilt",
     # 3xx plugins and manifests
     "IA301": "a manifest can't be read",
     "IA302": "a malformed manifest",
@@ -63,12 +60,6 @@ CODES: Final[dict[str, str]] = {
     "IA411": "an adapter's file does not fit",
     "IA412": "a model of several trees",
     "IA413": "a package refuses a stack",
-    "IA421": "a layer LoRA has no term for",
-    "IA422": "a rank the groups don't divide",
-    "IA423": "a tensor that is no LoRA's",
-    "IA424": "a PEFT setting that LoRA does not have",
-    "IA425": "an adapted layer the model does not have",
-    "IA426": "a LoRA's file and settings disagree",
     # 5xx running a model
     "IA501": "a tokenizer that can't be read",
     "IA502": "no chat template",
@@ -77,12 +68,6 @@ CODES: Final[dict[str, str]] = {
     "IA505": "an input of the wrong kind",
     "IA506": "a model that can't do this",
     "IA511": "unknown rotary positions",
-    # 6xx training
-    "IA601": "examples that can't be read",
-    "IA602": "a line that is no example",
-    "IA603": "a run that can't be resumed",
-    "IA604": "a loss that is no number",
-    "IA605": "training that can't be asked for so",
     # 7xx the command line
     "IA701": "a command used wrongly",
     "IA702": "a word that names nothing",

@@ -8,19 +8,22 @@ Laid out as rustc does, because a person reads it top down and stops when they k
       = help: pass the checkpoint this config.json belongs to
 
 Hundreds group the codes: 1 trees, 2 weights, 3 plugins and manifests, 4 adapters and stacks,
-5 running a model, 6 training, 7 the command line.
+5 running a model, 6 training, 7 the command line. Core's are in `inarch.codes`; a package lists
+its own in its manifest, as `[[code]]`.
 """
 
 from __future__ import annotations
 
-from inarch.codes import CODES
+import re
+
+_CODE = re.compile(r"[A-Z]{2,6}\d{3}")
 
 
 class InarchError(Exception):
     """What every refusal in inarch raises. Nothing was changed when it is raised.
 
     Args:
-        code: one of `inarch.codes.CODES`.
+        code: one of `inarch.codes.CODES`, or of a package's manifest.
         what: the problem in one short sentence, no full stop.
         where: the address, file, key or manifest line it stands at.
         why: the facts that make it one; several lines where several things are wrong at once.
@@ -30,8 +33,8 @@ class InarchError(Exception):
     def __init__(
         self, code: str, what: str, *, where: str = "", why: str = "", remedy: str = ""
     ) -> None:
-        if code not in CODES:
-            raise KeyError(f"{code} is not in inarch.codes.CODES")
+        if not _CODE.fullmatch(code):
+            raise ValueError(f"{code!r} is no error code, such as IA101")
         super().__init__(what)
         self.code = code
         self.what = what

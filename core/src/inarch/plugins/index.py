@@ -18,6 +18,7 @@ from inarch.plugins.manifest import (
     SCHEMA,
     AdapterEntry,
     CheckpointEntry,
+    CodeEntry,
     Described,
     FormatEntry,
     Manifest,
@@ -53,6 +54,7 @@ class Index(msgspec.Struct):
     adapters: dict[str, AdapterEntry] = {}
     formats: dict[str, FormatEntry] = {}
     weights: dict[str, WeightsEntry] = {}
+    codes: dict[str, CodeEntry] = {}
     objects: dict[str, dict[str, tuple[str, str]]] = {}
     findings: list[Finding] = []
 
@@ -173,6 +175,7 @@ def _take(
         (index.adapters, manifest.adapter, "inarch.adapters"),
         (index.formats, manifest.format, "inarch.formats"),
         (index.weights, manifest.weights, ""),
+        (index.codes, manifest.code, ""),
     ]
     for table, entries, group in tables:
         ids = {entry.id for entry in entries}

@@ -78,6 +78,16 @@ class WeightsEntry(Described, kw_only=True):
     licence: str = ""
 
 
+class CodeEntry(Described, kw_only=True):
+    """An error code a package raises: `summary` is its line in the registry.
+
+    Attributes:
+        explain: what `inarch explain CODE` prints: what happened, an example, and the cure.
+    """
+
+    explain: str = ""
+
+
 class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     """All that one package says of itself."""
 
@@ -87,6 +97,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     adapter: list[AdapterEntry] = []
     format: list[FormatEntry] = []
     weights: list[WeightsEntry] = []
+    code: list[CodeEntry] = []
 
 
 class _Version(msgspec.Struct):
