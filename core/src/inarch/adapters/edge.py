@@ -51,3 +51,10 @@ class Edge(nn.Module):
     def delta(self) -> Tensor:
         """What merging adds to the site's weight at strength 1, float32, in the weight's layout."""
         raise NotImplementedError(f"{type(self).__name__} can't be merged")
+
+    def deltas(self) -> dict[str, Tensor]:
+        """What merging adds to the site's parameters, by their names, at the present strength.
+
+        Overridden by edges that change more than the weight, or not in proportion to the strength.
+        """
+        return {"weight": self.delta().float() * self.strength}
