@@ -49,7 +49,15 @@ class CheckpointEntry(Described, kw_only=True):
 
 
 class AdapterEntry(Described, kw_only=True):
-    """An adapter: the roles it is for, the kinds of edit it makes, the formats it reads."""
+    """An adapter: the roles it is for, the kinds of edit it makes, the formats it reads.
+
+    Attributes:
+        after: ids of adapters it is applied after, where both are in a stack.
+        before: ids of adapters it is applied before, where both are in a stack.
+        requires: ids of adapters that must be in the stack with it.
+        conflicts: ids of adapters that can't be.
+        models: ids of the models it is for; any model that has its roles where none is named.
+    """
 
     roles: list[str] = []
     kinds: list[
@@ -58,6 +66,11 @@ class AdapterEntry(Described, kw_only=True):
     formats: list[str] = []
     trainable: bool = False
     paper: str = ""
+    after: list[str] = []
+    before: list[str] = []
+    requires: list[str] = []
+    conflicts: list[str] = []
+    models: list[str] = []
 
 
 class FormatEntry(Described, kw_only=True):
