@@ -1,0 +1,1 @@
+"""CLIP as inarch trees: text and images into one space."""
