@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -29,11 +29,27 @@ _MARKS = {"add": "+", "scale": "x", "before": "<", "after": ">", "wrap": "()", "
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One line of the drawing: a label, what stands there, and the lines below."""
+    """One line of the drawing: a label, what stands there, and the lines below.
+
+    Attributes:
+        label: its name in the Chain around, or how an edit's line begins.
+        text: what stands there.
+        below: the lines under it.
+        site: the name of the site within its Chain, where it is one.
+        graft: the kind and the adapter of the edit that put it there.
+        needs: the named values that it asks for.
+        names: the named values that it binds.
+        module: what is registered there.
+    """
 
     label: str
     text: str
     below: tuple[Node, ...] = field(default=())
+    site: str = ""
+    graft: tuple[str, str] | None = None
+    needs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    module: nn.Module | None = field(default=None, compare=False, repr=False)
 
     @property
     def shape(self) -> tuple[str, tuple[Node, ...]]:
@@ -76,7 +92,8 @@ def _folded(nodes: tuple[Node, ...]) -> Iterable[Node]:
 
 
 def chain_node(label: str, chain: Chain) -> Node:
-    return Node(label, type(chain).__name__, tuple(_below(chain.program, chain)))
+    below = tuple(_below(chain.program, chain))
+    return Node(label, type(chain).__name__, below, needs=chain.form.needs, module=chain)
 
 
 def _below(step: Step, chain: Chain) -> Iterable[Node]:
@@ -90,22 +107,23 @@ def _below(step: Step, chain: Chain) -> Iterable[Node]:
 def _node(step: Step, chain: Chain, label: str) -> Node:
     if isinstance(step, Site):
         inner = step.name.rpartition(".")[2] if not isinstance(step.step, Ref) else step.name
-        return _node(step.step, chain, label or inner)
+        return replace(_node(step.step, chain, label or inner), site=step.name)
     if isinstance(step, Graft):
         return _graft(step, chain, label)
     if isinstance(step, Ref):
         module = chain.module_at(step.name)
         if isinstance(module, Chain):
             return chain_node(label or step.name, module)
-        return Node(label or step.name, module_text(module))
+        needs = of_module(module).needs
+        return Node(label or step.name, module_text(module), needs=needs, module=module)
     if isinstance(step, Call):
-        return Node(
-            "" if label == step.name else label, f"{step.name}(){_asks(step.signature.needs)}"
-        )
+        needs = step.signature.needs
+        label = "" if label == step.name else label
+        return Node(label, f"{step.name}(){_asks(needs)}", needs=needs)
     if isinstance(step, Let):
         return _let(step, chain)
     if isinstance(step, Use):
-        return Node(label, f"use {', '.join(step.names)}")
+        return Node(label, f"use {', '.join(step.names)}", needs=step.names)
     if isinstance(step, Identity):
         return Node(label, "identity")
     return _combined(step, chain, label)
@@ -119,34 +137,36 @@ def _combined(step: Combinator, chain: Chain, label: str) -> Node:
     if edited and len(base) == 1:
         node = _node(base[0], chain, label)
         marks = tuple(_graft(graft, chain) for graft in edited)
-        return Node(node.label or label, node.text, (*node.below, *marks))
+        return replace(node, label=node.label or label, below=(*node.below, *marks))
     below = tuple(node for child in children for node in _below(child, chain))
     return Node(label, name, below)
 
 
 def _graft(graft: Graft, chain: Chain, label: str = "") -> Node:
+    whose = (graft.kind, graft.adapter)
     if graft.kind in ("tap", "provide"):
         bound = _let(graft.step, chain)
-        return Node("", f"{graft.kind} {bound.line} [{graft.adapter}]", bound.below)
+        text = f"{graft.kind} {bound.line} [{graft.adapter}]"
+        return replace(bound, label="", text=text, graft=whose)
     node = _node(graft.step, chain, "")
     mark, text = _MARKS[graft.kind], f"{node.text} [{graft.adapter}]"
-    if not graft.beside:
-        return Node(label, f"{mark} {text}", node.below)
-    if not node.label:
-        return Node("", f"{mark} {text}", node.below)
-    return Node(f"{mark} {node.label}", text, node.below)
+    if graft.beside and node.label:
+        return replace(node, label=f"{mark} {node.label}", text=text, graft=whose)
+    label = "" if graft.beside else label
+    return replace(node, label=label, text=f"{mark} {text}", graft=whose)
 
 
 def _let(step: Let, chain: Chain) -> Node:
     names = ", ".join(step.names)
     word = "export" if isinstance(step, Export) else "let"
-    inner = step.step
+    inner, site = step.step, ""
     if isinstance(inner, Site) and inner.name.rpartition(".")[2] == names:
-        inner = inner.step
+        inner, site = inner.step, inner.name
     if isinstance(inner, Identity):
-        return Node("", f"{word} {names}")
+        return Node("", f"{word} {names}", site=site, names=step.names)
     node = _node(inner, chain, "")
-    return Node("", f"{word} {names} = {node.line}", node.below)
+    text = f"{word} {names} = {node.line}"
+    return replace(node, label="", text=text, site=site or node.site, names=step.names)
 
 
 def module_text(module: nn.Module) -> str:
