@@ -2,7 +2,8 @@
 
 from inarch.adapters.adapter import Adapter, SiteView, TargetSite
 from inarch.adapters.edge import Edge
+from inarch.adapters.example import Example
 from inarch.adapters.member import Member, Members
 from inarch.adapters.model import Model
 
-__all__ = ["Adapter", "Edge", "Member", "Members", "Model", "SiteView", "TargetSite"]
+__all__ = ["Adapter", "Edge", "Example", "Member", "Members", "Model", "SiteView", "TargetSite"]

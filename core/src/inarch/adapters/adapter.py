@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 from torch import nn
 
+from inarch.adapters.example import Example
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
 from inarch.tree.address import compiled
@@ -113,6 +114,14 @@ class Adapter(ABC):
             sites: the pristine model.
             weights: the adapter's file, or None for one that is yet to be trained.
         """
+
+    def example_inputs(self, example: Example) -> Mapping[str, Any]:
+        """Values for the inputs of the whole model that the edits newly ask for, by name.
+
+        Args:
+            example: the model's own inputs, whose batch, sizes and device these must suit.
+        """
+        return {}
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save the adapter in its own format.

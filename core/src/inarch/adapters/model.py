@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inarch.adapters.adapter import SiteView
+from inarch.adapters.example import Example
 from inarch.adapters.graft import member_of, split
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
@@ -76,6 +77,23 @@ class Model:
     def build(cls, config: Any) -> dict[str, Chain]:
         """The trees of a configuration."""
         raise NotImplementedError
+
+    @classmethod
+    def tiny_configs(cls) -> Mapping[str, dict[str, Any]]:
+        """Configurations of very small models of this family, by what each of them shows.
+
+        As a checkpoint's `config.json` has them, of a few thousand weights, together with every
+        branch that the tree takes. Tests make random models of them: `inarch.testing` does for
+        every adapter that is installed.
+        """
+        return {}
+
+    def examples(self) -> Sequence[Example]:
+        """Inputs of small forwards, on the model's device: at least one for each tree.
+
+        The resolver proves a stack on them, and tests run them. Values are the same each time.
+        """
+        return ()
 
     # What it is
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inarch.adapters.example import Example
 from inarch.adapters.model import Model
 from inarch.errors import InarchError
 from inarch.nn.answer import Answer
@@ -67,6 +68,20 @@ class LanguageModel(Model):
                 positions = positions_of(padding)
         mask = causal_mask(time, time, padding=padding, window=self.window, device=input_ids.device)
         return self.tree(input_ids, positions=positions, mask=mask, **inputs)
+
+    def examples(self) -> Sequence[Example]:
+        """Two rows of equal length, and two of which one is filled up on the left."""
+        ids = torch.tensor([[1, 5, 2, 8, 3, 0, 4], [6, 2, 7, 7, 1, 4, 3]], device=self.device)
+        padding = torch.ones_like(ids, dtype=torch.bool)
+        padding[1, :3] = False
+        time = ids.shape[1]
+        plain = causal_mask(time, time, window=self.window, device=ids.device)
+        padded = causal_mask(time, time, padding=padding, window=self.window, device=ids.device)
+        straight = torch.arange(time, device=ids.device)[None]
+        return (
+            Example("", {"input_ids": ids, "positions": straight, "mask": plain}),
+            Example("", {"input_ids": ids, "positions": positions_of(padding), "mask": padded}),
+        )
 
     def generate(
         self,

@@ -57,6 +57,8 @@ class AdapterEntry(Described, kw_only=True):
         requires: ids of adapters that must be in the stack with it.
         conflicts: ids of adapters that can't be.
         models: ids of the models it is for; any model that has its roles where none is named.
+        initial_effect: what an untrained one already does to the output, and why; empty for one
+            that begins by changing no bit.
     """
 
     roles: list[str] = []
@@ -65,6 +67,7 @@ class AdapterEntry(Described, kw_only=True):
     ] = []
     formats: list[str] = []
     trainable: bool = False
+    initial_effect: str = ""
     paper: str = ""
     after: list[str] = []
     before: list[str] = []
