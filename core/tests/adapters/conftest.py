@@ -52,6 +52,27 @@ class Gain(nn.Module):
         return self.gain
 
 
+class Factor(Edge):
+    """A factor of the site's output, which merging multiplies into its weight and bias."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.empty(width))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 + self.strength * (self.factor - 1)
+
+    def merge(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        factor = self.forward(self.factor)
+        return {
+            "weight": parameters["weight"] * factor[:, None],
+            "bias": parameters["bias"] * factor,
+        }
+
+
 class LowRankAdapter(Adapter):
     class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         rank: int = 2
@@ -80,7 +101,16 @@ class GainAdapter(Adapter):
             yield Edit.scale(site.address, Gain(WIDTH), self.name)
 
 
-PLUGINS = {"lowrank": LowRankAdapter, "gain": GainAdapter}
+class FactorAdapter(Adapter):
+    class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+        pass
+
+    def edits(self, sites: SiteView, weights: Any) -> Iterable[Edit]:
+        for site in sites.find(["mlp.*"]):
+            yield Edit.scale(site.address, Factor(WIDTH), self.name)
+
+
+PLUGINS = {"lowrank": LowRankAdapter, "gain": GainAdapter, "factor": FactorAdapter}
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import inarch
 from inarch.adapters import Edge, Model
+from inarch.adapters.merge import merged
 from inarch.errors import InarchError
 
 
@@ -119,13 +120,13 @@ def test_a_saved_adapter_loads_to_equal_outputs_and_frozen(
 def test_merging_gives_a_new_value_and_leaves_the_base(base: Model, x: Tensor) -> None:
     before = {k: v.clone() for k, v in base.state_dict().items()}
     adapted = randomised(base.adapt(inarch.adapter("lowrank", scale=0.5)))
-    merged = adapted.merge("lowrank")
-    torch.testing.assert_close(merged.tree(x), adapted.tree(x), rtol=1e-5, atol=1e-6)
-    assert merged.adapters["lowrank"].merged
+    heavier = adapted.merge("lowrank")
+    torch.testing.assert_close(heavier.tree(x), adapted.tree(x), rtol=1e-5, atol=1e-6)
+    assert heavier.adapters["lowrank"].merged
     assert not adapted.adapters["lowrank"].merged
-    assert list(merged.state_dict()) == list(before)
-    assert torch.equal(merged.merge().tree(x), merged.tree(x))
-    assert torch.equal(merged.without("lowrank").tree(x), base.tree(x))
+    assert list(heavier.state_dict()) == list(before)
+    assert torch.equal(heavier.merge().tree(x), heavier.tree(x))
+    assert torch.equal(heavier.without("lowrank").tree(x), base.tree(x))
     assert all(torch.equal(base.state_dict()[k], v) for k, v in before.items())
 
 
@@ -135,6 +136,34 @@ def test_a_delta_that_is_not_finite_is_not_merged(base: Model) -> None:
     with pytest.raises(InarchError, match="can't be merged") as caught:
         adapted.merge()
     assert (caught.value.code, caught.value.where) == ("IA409", "layers.1.fc")
+
+
+def test_an_edge_that_multiplies_says_what_merging_makes_of_weight_and_bias(
+    base: Model, x: Tensor
+) -> None:
+    adapted = randomised(base.adapt(inarch.adapter("factor", scale=0.5)))
+    heavier = adapted.merge()
+    torch.testing.assert_close(heavier.tree(x), adapted.tree(x), rtol=1e-5, atol=1e-6)
+    assert list(heavier.state_dict()) == list(base.state_dict())
+    assert torch.equal(heavier.without("factor").tree(x), base.tree(x))
+
+
+def test_factors_merge_to_the_same_bits_in_either_order(base: Model, x: Tensor) -> None:
+    names = ("a", "ab", "lora")
+    model = randomised(base.adapt(*(inarch.adapter("factor", name=n) for n in names)))
+    first = model.merge()
+    again = model._with([*reversed(model.adapters)]).merge()
+    assert torch.equal(first.tree(x), again.tree(x))
+
+
+def test_what_acts_on_an_adapter_that_stays_unmerged_is_not_merged_before_it(base: Model) -> None:
+    [added] = base.adapt("lowrank").adapters
+    [factor] = base.adapt("factor").merge().adapters
+    with pytest.raises(InarchError, match="`factor` can't be merged") as caught:
+        merged(base.pristine, [added, factor])
+    assert (caught.value.code, caught.value.where) == ("IA409", "layers.0.fc")
+    assert "acts on the add of `lowrank`" in caught.value.why
+    merged(base.pristine, [factor, added])
 
 
 def test_addresses_of_a_model_of_several_trees_begin_with_the_tree(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +60,24 @@ class Edge(nn.Module):
         Overridden by edges that change more than the weight, or not in proportion to the strength.
         """
         return {"weight": self.delta().float() * self.strength}
+
+    def merge(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What merging makes of the site's parameters, at the present strength.
+
+        Overridden by edges that don't add: a factor, for one.
+
+        Args:
+            parameters: by their names in the site's module, float32, with what was merged before.
+        """
+        changed = dict(parameters)
+        for name, delta in self.deltas().items():
+            changed[name] = parameters[name] + delta.to(parameters[name].device)
+        return changed
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether it says in one of the three ways what merging makes of a site."""
+        own = type(self)
+        return any(
+            getattr(own, how) is not getattr(Edge, how) for how in ("delta", "deltas", "merge")
+        )

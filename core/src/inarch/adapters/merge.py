@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -11,81 +12,108 @@ from torch import Tensor, nn
 from inarch.adapters.edge import Edge
 from inarch.adapters.member import Member
 from inarch.errors import InarchError
-from inarch.tree import Chain
+from inarch.tree import Chain, Edit
 from inarch.tree.substitute import substitute
+
+_Placed = tuple[Member, Edit]
 
 
 def merged(trees: Mapping[str, Chain], members: Iterable[Member]) -> dict[str, Chain]:
-    """The trees with the members' deltas in the weights of the sites they were added at.
+    """The trees with the merged ones of `members` in the weights of the sites they stand at.
 
-    Sums are made in float32 and rounded once, whatever the order of the members.
+    What the edges make of a weight is made in float32 and rounded once. Edges of one kind that
+    follow each other at a site act in the order of their names, as in the tree.
+
+    Raises:
+        InarchError: IA409 where an edge can't be merged, what it makes is not finite, or it acts
+            on what an adapter that isn't merged does at the same site.
     """
-    deltas: dict[str, dict[str, Tensor]] = {}
-    for member in sorted(members, key=lambda m: m.name):
-        for address, changes in _deltas(member, trees):
-            at = deltas.setdefault(address, {})
-            for name, delta in changes.items():
-                at[name] = at[name] + delta if name in at else delta
-    result = dict(trees)
-    for name, tree in trees.items():
-        prefix = f"{name}." if name else ""
-        own = {a.removeprefix(prefix): d for a, d in deltas.items() if a.startswith(prefix)}
-        if own:
-            modules = {a: _heavier(tree.get_submodule(a), d) for a, d in own.items()}
-            result[name] = substitute(tree, modules)
-    return result
+    at: dict[str, list[_Placed]] = {}
+    for member in members:
+        for edit in member.edits:
+            if member.merged:
+                _refuse_unmergeable(member, edit)
+            at.setdefault(edit.address, []).append((member, edit))
+    modules: dict[str, dict[str, nn.Module]] = {name: {} for name in trees}
+    for address, placed in at.items():
+        if any(member.merged for member, _ in placed):
+            _refuse_out_of_turn(address, placed)
+            name, inner = _located(trees, address)
+            layer = trees[name].get_submodule(inner)
+            ordered = [one for one in _canonical(placed) if one[0].merged]
+            modules[name][inner] = _with(layer, ordered)
+    return {
+        name: substitute(tree, modules[name]) if modules[name] else tree
+        for name, tree in trees.items()
+    }
 
 
-def _deltas(
-    member: Member, trees: Mapping[str, Chain]
-) -> Iterable[tuple[str, Mapping[str, Tensor]]]:
-    """What each edge of a member adds to the parameters of its site, checked."""
-    for edit in member.edits:
-        edge = edit.step
-        if edit.kind != "add" or not isinstance(edge, Edge) or not _mergeable(edge):
-            raise _unmergeable(
-                member, f"its {edit.kind} there is no change of a weight", edit.address
-            )
-        with torch.no_grad():
-            changes = edge.deltas()
-        own = _parameters(trees, edit.address)
-        for name, delta in changes.items():
-            if name not in own:
-                raise _unmergeable(
-                    member, f"it changes a {name}, and the layer has none", edit.address
-                )
-            if not bool(torch.isfinite(delta).all()):
-                raise _unmergeable(member, "its delta there is not finite", edit.address)
-        yield edit.address, changes
+def _canonical(placed: list[_Placed]) -> list[_Placed]:
+    runs = groupby(placed, key=lambda one: one[1].kind)
+    return [one for _, run in runs for one in sorted(run, key=lambda one: one[0].name)]
 
 
-def _mergeable(edge: Edge) -> bool:
-    return type(edge).delta is not Edge.delta or type(edge).deltas is not Edge.deltas
+def _refuse_out_of_turn(address: str, placed: list[_Placed]) -> None:
+    """A merged edge acts first, so it can't act on what one that isn't merged makes."""
+    for i, (member, edit) in enumerate(placed):
+        for live, other in placed[:i]:
+            alike = other.kind == edit.kind and edit.kind in ("add", "scale")
+            if member.merged and not live.merged and not alike and other.kind != "tap":
+                why = f"its {edit.kind} there acts on the {other.kind} of `{live.name}`"
+                raise _unmergeable(member, why, address, f'merge both, or only "{live.name}"')
 
 
-def _parameters(trees: Mapping[str, Chain], address: str) -> set[str]:
-    """The names of the parameters of the layer at an address."""
+def _located(trees: Mapping[str, Chain], address: str) -> tuple[str, str]:
+    if "" in trees:
+        return "", address
     name, _, rest = address.partition(".")
-    tree, rest = (trees[""], address) if "" in trees else (trees[name], rest)
-    return {name for name, _ in tree.get_submodule(rest).named_parameters(recurse=False)}
+    return name, rest
 
 
-def _heavier(module: nn.Module, deltas: Mapping[str, Tensor]) -> nn.Module:
-    """The same module with other weights; everything else of it is shared."""
-    twin = copy.copy(module)
-    twin.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters)}
-    for name, delta in deltas.items():
-        old = module.get_parameter(name)
-        value = (old.detach().float() + delta.to(old.device)).to(old.dtype)
-        twin._parameters[name] = nn.Parameter(value, requires_grad=False)
+def _with(layer: nn.Module, placed: list[_Placed]) -> nn.Module:
+    """The same layer with other parameters; everything else of it is shared."""
+    own = dict(layer.named_parameters(recurse=False))
+    start = values = {name: parameter.detach().float() for name, parameter in own.items()}
+    for member, edit in placed:
+        values = _merged(member, edit, values)
+    twin = copy.copy(layer)
+    twin.__dict__ = {**layer.__dict__, "_parameters": dict(layer._parameters)}
+    for name, value in values.items():
+        if value is not start[name]:
+            cast = value.to(own[name].dtype)
+            twin._parameters[name] = nn.Parameter(cast, requires_grad=False)
     return twin
 
 
-def _unmergeable(member: Member, why: str, address: str) -> InarchError:
+def _refuse_unmergeable(member: Member, edit: Edit) -> None:
+    # Unless it says otherwise an edge adds, which is a change of the weight for an `add` only.
+    edge = edit.step
+    own = isinstance(edge, Edge) and type(edge).merge is not Edge.merge
+    if not isinstance(edge, Edge) or not edge.mergeable or not (own or edit.kind == "add"):
+        why = f"its {edit.kind} there is no change of a weight"
+        raise _unmergeable(member, why, edit.address)
+
+
+@torch.no_grad()
+def _merged(member: Member, edit: Edit, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        result = edit.step.merge(values)
+    except KeyError as absent:
+        why = f"it changes a {absent.args[0]}, and the layer has none"
+        raise _unmergeable(member, why, edit.address) from None
+    for name, value in result.items():
+        if value is not values[name] and not bool(torch.isfinite(value).all()):
+            raise _unmergeable(member, f"the {name} it makes there is not finite", edit.address)
+    return result
+
+
+def _unmergeable(
+    member: Member, why: str, address: str, remedy: str = "run it unmerged"
+) -> InarchError:
     return InarchError(
         "IA409",
         f"the adapter `{member.name}` can't be merged",
         where=address,
         why=why,
-        remedy="run it unmerged",
+        remedy=remedy,
     )

@@ -228,7 +228,8 @@ class Model:
         weights, so dropping the merged adapter with `without` restores the base bit for bit.
 
         Raises:
-            InarchError: IA409 where an adapter can't be merged or its delta is not finite.
+            InarchError: IA409 where an adapter can't be merged, what it makes is not finite, or
+                it acts on what an adapter that is to stay unmerged does at the same site.
         """
         chosen = set(names) if names else set(self.adapters.names)
         for name in chosen:
@@ -244,7 +245,7 @@ class Model:
     def _with(self, members: list[Member]) -> Self:
         """The pristine trees with these adapters in, in one canonical form."""
         check_order({m.name: m.edits for m in members})
-        trees = merged(self.pristine, [m for m in members if m.merged])
+        trees = merged(self.pristine, members)
         live = [edit for m in members if not m.merged for edit in m.edits]
         for name, tree in list(trees.items()):
             own = [inner for edit in live for t, inner in [split(edit, trees)] if t == name]
