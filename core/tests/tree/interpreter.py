@@ -21,7 +21,7 @@ from inarch.tree import (
     Use,
 )
 from inarch.tree.signature import Call
-from inarch.tree.steps import Graft, Ref, Site
+from inarch.tree.steps import Graft, Ref, Site, Weight
 
 
 def interpret(chain, *given, **named):
@@ -48,6 +48,8 @@ def run(step, x, scope, exports, chain):
             return x
         case Use():
             return tuple(scope[name] for name in step.names)
+        case Weight():
+            return (chain.get_parameter(step.name),)
         case Let():
             bound = dict(zip(step.names, go(step.step, x), strict=True))
             scope.update(bound)

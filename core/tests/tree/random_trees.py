@@ -161,6 +161,10 @@ class Maker:
 
     def let(self, depth):
         kind = self.pick([Let, Export])
+        if self.draw(st.integers(0, 5)) == 0:
+            name = self.fresh("weight")
+            self.known.append(name)
+            return (name, nn.Parameter(torch.linspace(-1, 1, 8).view(2, 4)))
         if self.draw(st.integers(0, 4)) == 0:
             first, count = self.several()
             names = tuple(self.fresh("v") for _ in range(count))

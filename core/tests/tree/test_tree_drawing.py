@@ -352,3 +352,21 @@ def test_needs_come_in_the_order_of_their_first_use():
 
     tree = Chain(Use("c"), late)
     assert tree.form.needs == ("c", "b", "a")
+
+
+def test_a_parameter_of_its_own_is_named_in_the_checkpoint_and_bound_in_the_source():
+    def join(x, *, token):
+        return x + token
+
+    tree = Chain(token=nn.Parameter(torch.ones(3)), layer=nn.Linear(3, 3), join=join)
+    assert list(tree.state_dict()) == ["token", "layer.weight", "layer.bias"]
+    assert tree.source == (
+        "def forward(self, x):\n"
+        "    layer = self.layer(x)\n"
+        "    return join(layer, token=self.token)\n"
+    )
+    assert "let token = Parameter [3]" in repr(tree)
+    doubled = tree.edit([Edit.scale("token", lambda x: 2, "twice")])
+    x = torch.randn(2, 3)
+    assert torch.equal(doubled(x), tree.layer(x) + 2)
+    assert doubled.token is tree.token

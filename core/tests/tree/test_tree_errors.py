@@ -86,6 +86,11 @@ def test_a_label_of_a_function_must_be_one_identifier(label):
     refused("IA103", lambda: Chain((label, torch.tanh)), f"`{label}`")
 
 
+@pytest.mark.parametrize("label", ["a.b", "0", "training"])
+def test_a_parameter_s_label_is_one_free_identifier(label):
+    refused("IA103", lambda: Chain((label, nn.Parameter(torch.ones(1)))), f"`{label}`")
+
+
 def test_a_label_may_not_hide_a_method_of_a_subclass():
     class Encoder(Chain):
         def encode(self):
@@ -154,6 +159,7 @@ def test_a_need_that_has_the_main_value_s_name_is_refused():
         lambda: Chain(("a.b", linear()), ("a", linear())),
         lambda: Chain(("a", Chain(torch.tanh)), ("a.b", linear())),
         lambda: Chain(Let("a", torch.tanh), ("a", linear())),
+        lambda: Chain(a=nn.Parameter(torch.ones(1)), b=Seq(a=linear())),
         lambda: Chain(Seq(a=Seq(b=torch.tanh)), ("a.b", linear()), Seq(c=Seq(b=torch.tanh))),
     ],
 )

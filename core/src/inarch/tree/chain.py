@@ -154,8 +154,11 @@ class Chain(nn.Module):
 
     # How it is held together
 
-    def _register(self, name: str, module: nn.Module) -> None:
+    def _register(self, name: str, module: nn.Module | nn.Parameter) -> None:
         """Register a module under a dotted name, with bare containers on the way."""
+        if isinstance(module, nn.Parameter):
+            self.register_parameter(name, module)
+            return
         holder: nn.Module = self
         *path, last = name.split(".")
         for part in path:

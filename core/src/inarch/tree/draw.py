@@ -21,6 +21,7 @@ from inarch.tree.steps import (
     Site,
     Step,
     Use,
+    Weight,
     walk,
 )
 
@@ -126,6 +127,8 @@ def _node(step: Step, chain: Chain, label: str) -> Node:
         return Node(label, f"use {', '.join(step.names)}", needs=step.names)
     if isinstance(step, Identity):
         return Node(label, "identity")
+    if isinstance(step, Weight):
+        return Node("", f"Parameter {_brackets(step.shape)}")
     return _combined(step, chain, label)
 
 

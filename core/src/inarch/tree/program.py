@@ -10,7 +10,7 @@ from torch import nn
 from inarch.errors import InarchError
 from inarch.tree.names import is_index, is_name
 from inarch.tree.signature import Call
-from inarch.tree.steps import Combinator, Labelled, Let, Ref, Seq, Site, Step
+from inarch.tree.steps import Combinator, Labelled, Let, Ref, Seq, Site, Step, Weight
 
 
 @dataclass(slots=True)
@@ -19,12 +19,12 @@ class Registry:
 
     Attributes:
         reserved: names a module can't have, since `nn.Module` or Chain uses them.
-        register: puts a module under a dotted name.
+        register: puts a module under a dotted name, or a parameter under a plain one.
         prefix: for what an edit brings, the name that its modules' labels follow.
     """
 
     reserved: frozenset[str]
-    register: Callable[[str, nn.Module], None]
+    register: Callable[[str, nn.Module | nn.Parameter], None]
     prefix: str = ""
     names: set[str] = field(default_factory=set[str])
     bound: set[str] = field(default_factory=set[str])
@@ -91,6 +91,8 @@ def _labelled(item: Labelled, registry: Registry, path: tuple[str, ...]) -> Step
         return Site(label, Ref(label))
     if not is_name(label) or "__" in label:
         raise _bad_label(label, "it names no weights, so it must be one identifier")
+    if isinstance(step, nn.Parameter) and not registry.prefix:
+        return _parameter(label, step, registry)
     inner = (*path, label)
     if registry.prefix:
         return adopt(step, registry, path=inner)
@@ -98,6 +100,16 @@ def _labelled(item: Labelled, registry: Registry, path: tuple[str, ...]) -> Step
         return _let(step, registry, path)
     name = registry.claim(".".join(inner))
     return Site(name, adopt(step, registry, path=inner))
+
+
+def _parameter(label: str, step: nn.Parameter, registry: Registry) -> Step:
+    """A Let of the parameter's label, which is its name in the checkpoint too."""
+    _check_parts(label, registry.reserved)
+    if not is_name(label):
+        raise _bad_label(label, "a parameter belongs to the Chain itself, so it has one name")
+    bound = _let(Let(label, Weight(label, tuple(step.shape))), registry, ())
+    registry.register(label, step)
+    return bound
 
 
 def _let(step: Let, registry: Registry, path: tuple[str, ...]) -> Step:

@@ -3,7 +3,8 @@
 Each class says what becomes of the main value, one value or several, and nothing runs here:
 `inarch.tree.generate` turns a program of steps into the source that does. Any torch module and any
 function are steps too. A function's constants are bound with `functools.partial`; whatever else it
-needs is a keyword-only parameter without a default.
+needs is a keyword-only parameter without a default. A labelled `nn.Parameter` is a `Let` of its
+label, for checkpoints whose weights are not all in layers.
 """
 
 from __future__ import annotations
@@ -216,6 +217,14 @@ class Ref(Combinator):
     """In a program: the module registered under this dotted name of the Chain."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weight(Combinator):
+    """In a program: the Chain's own parameter of this name, in place of the main value."""
+
+    name: str
+    shape: tuple[int, ...]
 
 
 def walk(step: Step) -> Iterator[Step]:

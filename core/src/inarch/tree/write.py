@@ -33,6 +33,7 @@ from inarch.tree.steps import (
     Step,
     Sum,
     Use,
+    Weight,
 )
 
 WIDTH = 100
@@ -257,6 +258,10 @@ def _use(writer: Writer, step: Use, _given: list[Value], _hint: str) -> list[Val
     return [writer.named(name) for name in step.names]
 
 
+def _weight(_writer: Writer, step: Weight, _given: list[Value], _hint: str) -> list[Value]:
+    return [Value(step.name, True, accessor(step.name))]
+
+
 def _site(writer: Writer, step: Site, given: list[Value], hint: str) -> list[Value]:
     own = step.name.rpartition(".")[2]
     writer.sites.append(step.name)
@@ -378,6 +383,7 @@ _WRITE: dict[type, Callable[[Writer, Any, list[Value], str], list[Value]]] = {
     Ref: _ref,
     Call: _call,
     Use: _use,
+    Weight: _weight,
     Site: _site,
     Graft: _graft,
     Let: _let,
