@@ -60,6 +60,12 @@ CODES: Final[dict[str, str]] = {
     "IA411": "an adapter's file does not fit",
     "IA412": "a model of several trees",
     "IA413": "a package refuses a stack",
+    "IA414": "a stack with several problems",
+    "IA415": "an order that goes in a circle",
+    "IA416": "two adapters that can't be in one stack",
+    "IA417": "an adapter that needs another",
+    "IA418": "an order against a name the stack doesn't have",
+    "IA419": "another version of the model",
     # 5xx running a model
     "IA501": "a tokenizer that can't be read",
     "IA502": "no chat template",
@@ -75,4 +81,7 @@ CODES: Final[dict[str, str]] = {
     "IA704": "a model that does not generate text",
     "IA705": "a package that can't be begun",
     "IA706": "a command of a package that is not installed",
+    # 8xx plans, locks and what manifests promise
+    "IA811": "edits the manifest doesn't name",
+    "IA812": "a declaration about an unknown adapter",
 }

@@ -21,6 +21,8 @@ class AdapterSpec:
     name: str = ""
     scale: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    after: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ def adapter(
     weights: str | Path | None = None,
     name: str | None = None,
     scale: float = 1.0,
+    after: str | Sequence[str] = (),
+    before: str | Sequence[str] = (),
     **options: Any,
 ) -> AdapterSpec:
     """Say which adapter a model is to be adapted with. Nothing is imported or read yet.
@@ -59,6 +63,8 @@ def adapter(
         weights: a file or folder with its weights; without one the adapter starts untrained.
         name: its identity in the model; by default `use`.
         scale: how strongly it acts; 1.0 is as trained.
+        after: names of members of the stack that it comes after, where the order matters.
+        before: names of members that it comes before.
         options: what the plugin's manifest page lists, such as `rank=8`.
 
     Raises:
@@ -72,7 +78,15 @@ def adapter(
         raise InarchError("IA401", "the scale of an adapter must be finite", where=use)
     label = name if name is not None else _as_name(use)
     path = None if weights is None else str(weights)
-    return AdapterSpec(use, path, label, float(scale), dict(options))
+    later, earlier = _names(after, use), _names(before, use)
+    return AdapterSpec(use, path, label, float(scale), dict(options), later, earlier)
+
+
+def _names(told: str | Sequence[str], use: str) -> tuple[str, ...]:
+    names = (told,) if isinstance(told, str) else tuple(told)
+    if not all(isinstance(name, str) for name in names):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InarchError("IA401", "`after` and `before` hold names of members", where=use)
+    return tuple(dict.fromkeys(names))
 
 
 def _as_name(use: str) -> str:
@@ -86,6 +100,8 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     weights: str | None = None
     name: str | None = None
     scale: float = 1.0
+    after: list[str] = []
+    before: list[str] = []
     options: dict[str, Any] = {}
 
 
@@ -97,9 +113,9 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def load_stack(path: str | Path) -> Stack:
     """Read a stack file: `model`, and an `[[adapter]]` table for each adapter.
 
-    The keys of a table are `use`, `weights` (from the file's folder), `name`, `scale` and
-    `options`, a table of the plugin's own. A `model` that is a path counts from the file's
-    folder too.
+    The keys of a table are `use`, `weights` (from the file's folder), `name`, `scale`, `after` and
+    `before` (names of other members), and `options`, a table of the plugin's own. A `model` that
+    is a path counts from the file's folder too.
 
     Raises:
         InarchError: IA404 for a file that can't be read, IA405 for one that is no stack.
@@ -114,6 +130,8 @@ def load_stack(path: str | Path) -> Stack:
             weights=None if entry.weights is None else path.parent / entry.weights,
             name=entry.name,
             scale=entry.scale,
+            after=entry.after,
+            before=entry.before,
             **entry.options,
         )
         for entry in file.adapter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,6 +15,8 @@ from torch.nn import functional as F
 
 import inarch.adapters.graft
 from inarch.adapters import Adapter, Edge, Model, SiteView
+from inarch.plugins import Index
+from inarch.plugins.manifest import AdapterEntry
 from inarch.tree import Chain, Edit, Residual, Seq
 
 WIDTH = 6
@@ -116,7 +117,8 @@ PLUGINS = {"lowrank": LowRankAdapter, "gain": GainAdapter, "factor": FactorAdapt
 @pytest.fixture(autouse=True)
 def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """The installed packages, as the index would list them."""
-    listed = SimpleNamespace(adapters=dict(PLUGINS), weights={})
+    entries = {name: AdapterEntry(id=name) for name in PLUGINS}
+    listed = Index(adapters=entries)
     monkeypatch.setattr(inarch.adapters.graft, "index", lambda: listed)
     monkeypatch.setattr(inarch.adapters.graft, "load_object", lambda _group, name: PLUGINS[name])
 

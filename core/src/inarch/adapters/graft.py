@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,29 +26,90 @@ from inarch.weights import WeightsHeader, blank, open_adapter
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
+    from inarch.plugins.index import Index
+    from inarch.plugins.manifest import AdapterEntry
 
 
-def member_of(spec: AdapterSpec, model: Model) -> Member:
-    """The adapter a specification asks for, its modules filled, ready to be put into `model`.
+@dataclass(eq=False)
+class Draft:
+    """A member whose edits are known and whose modules are still on the meta device.
+
+    Attributes:
+        spec: what was asked for.
+        kind: the id of the plugin.
+        entry: what its manifest says.
+        adapter: made of the plugin's class.
+        header: of its file; None for one that is yet to be trained.
+        edits: at exact addresses.
+    """
+
+    spec: AdapterSpec
+    kind: str
+    entry: AdapterEntry
+    adapter: Adapter
+    header: WeightsHeader | None
+    edits: tuple[Edit, ...]
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        return self.spec.after
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        return self.spec.before
+
+
+def installed() -> Index:
+    """What is installed, as this module sees it."""
+    return index()
+
+
+def draft_of(spec: AdapterSpec, model: Model) -> Draft:
+    """The adapter a specification asks for, checked against the model; nothing is filled.
 
     Raises:
-        InarchError: 4xx; neither the model nor anything else was changed.
+        InarchError: 4xx; nothing was changed.
     """
     check_adapter_name(spec.name)
-    kind, path = _located(spec, model)
-    plugin: Any = load_object("inarch.adapters", kind)
-    adapter = plugin(spec.name, _options(plugin, spec, kind))
+    entry, path = _located(spec, model)
+    plugin: Any = load_object("inarch.adapters", entry.id)
+    adapter = plugin(spec.name, _options(plugin, spec, entry.id))
     header = None if path is None else open_adapter(path)
     if header is not None:
         _check_base(spec, header, model)
     with blank():
         edits = tuple(adapter.edits(model.sites, header))
     edits = tuple(_expanded(edits, model.pristine))
-    modules = _modules(edits)
     _check_fills(spec, edits, header)
-    for edit in edits:
+    return Draft(spec, entry.id, entry, adapter, header, edits)
+
+
+def filled(draft: Draft, model: Model) -> Member:
+    """The member a draft becomes, its modules filled, ready to be put into `model`.
+
+    A draft is filled once: its modules are the member's.
+
+    Raises:
+        InarchError: 4xx; neither the model nor anything else was changed.
+    """
+    spec, header = draft.spec, draft.header
+    for edit in draft.edits:
         _materialise(edit, model.sites, header)
-    member = Member(spec.name, kind, adapter, spec, edits, modules)
+    modules = _modules(draft.edits)
+    member = Member(
+        spec.name,
+        draft.kind,
+        draft.adapter,
+        spec,
+        draft.edits,
+        modules,
+        entry=draft.entry,
+        header=header,
+    )
     for edge in member.edges:
         edge.strength = spec.scale
         edge.rescale(spec.scale)
@@ -57,12 +119,12 @@ def member_of(spec: AdapterSpec, model: Model) -> Member:
     return member
 
 
-def _located(spec: AdapterSpec, model: Model) -> tuple[str, Path | None]:
-    """The plugin's id and the file, for the id of a plugin or of trained weights."""
+def _located(spec: AdapterSpec, model: Model) -> tuple[AdapterEntry, Path | None]:
+    """The plugin's entry and the file, for the id of a plugin or of trained weights."""
     listed = index()
     path = None if spec.weights is None else Path(spec.weights)
     if spec.use in listed.adapters:
-        return spec.use, path
+        return listed.adapters[spec.use], path
     entry = listed.weights.get(spec.use)
     if entry is None:
         known = [*listed.adapters, *listed.weights]
@@ -88,7 +150,14 @@ def _located(spec: AdapterSpec, model: Model) -> tuple[str, Path | None]:
             why=f"they were trained for {entry.model}; this is {model.family}",
             remedy=f"inarch adapters --for {model.family}",
         )
-    return entry.adapter, locate_weights(spec.use)
+    if entry.adapter not in listed.adapters:
+        raise InarchError(
+            "IA406",
+            f"the weights `{spec.use}` need the adapter `{entry.adapter}`, which is not installed",
+            where=f"{entry.distribution}: {entry.manifest}",
+            remedy=f"pip install inarch-{entry.adapter}",
+        )
+    return listed.adapters[entry.adapter], locate_weights(spec.use)
 
 
 def _options(plugin: type[Adapter], spec: AdapterSpec, kind: str) -> Any:

@@ -15,6 +15,8 @@ from inarch.tree import Edit
 
 if TYPE_CHECKING:
     from inarch.adapters.adapter import Adapter
+    from inarch.plugins.manifest import AdapterEntry
+    from inarch.weights import WeightsHeader
 
 
 @dataclass(eq=False)
@@ -27,7 +29,10 @@ class Member:
     Attributes:
         name: its identity in the model.
         kind: the id of the plugin, such as `lora`.
+        edits: at exact addresses.
         modules: what it brought, by the address each stands at.
+        entry: what the plugin's manifest says of it.
+        header: of the file its weights came from; None for one that started untrained.
         merged: whether the model's weights contain it.
     """
 
@@ -38,6 +43,18 @@ class Member:
     edits: tuple[Edit, ...] = field(repr=False)
     modules: Mapping[str, nn.Module] = field(repr=False)
     merged: bool = False
+    entry: AdapterEntry | None = field(default=None, repr=False)
+    header: WeightsHeader | None = field(default=None, repr=False)
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Names of members the user put before it."""
+        return self.spec.after
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """Names of members the user put after it."""
+        return self.spec.before
 
     @property
     def edges(self) -> Iterator[Edge]:

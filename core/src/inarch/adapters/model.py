@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from inarch.adapters.adapter import SiteView
 from inarch.adapters.example import Example
-from inarch.adapters.graft import member_of, split
+from inarch.adapters.graft import filled, split
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.errors import InarchError
 from inarch.plugins import index
 from inarch.plugins.hooks import hooked, manager
-from inarch.resolve import check_order
+from inarch.resolve.arrange import Order, arrange, arranged
+from inarch.resolve.refusal import refuse
 from inarch.stack import AdapterSpec, Stack, adapter
 from inarch.tree import Chain, Found, Selection
 from inarch.tree.diff import diff
@@ -66,6 +68,7 @@ class Model:
         self.family = family
         self.pristine: Mapping[str, Chain] = self.trees
         self.adapters = Members()
+        self.order = Order()
         self._sites: SiteView | None = None
 
     @classmethod
@@ -164,6 +167,20 @@ class Model:
             for key, tensor in tree.state_dict().items()
         }
 
+    @property
+    def digest(self) -> str:
+        """What identifies the stack this model has: equal for every order it may be written in.
+
+        It covers each adapter's name, plugin, options, present scale, file and edits, and which
+        are merged; not the base, which `fingerprint` is for, and not what training changed.
+        """
+        from inarch.resolve.digest import digest, identity
+
+        members = {
+            m.name: identity(m.spec, m.kind, m.edits, m.header, m.scale) for m in self.adapters
+        }
+        return digest(self.order.names, members, (m.name for m in self.adapters if m.merged))
+
     def parameters(self) -> Iterator[nn.Parameter]:
         for tree in self.trees.values():
             yield from tree.parameters()
@@ -197,29 +214,31 @@ class Model:
         Args:
             adapters: made by `inarch.adapter`, ids of trained weights, or stacks.
 
+        The order they are given in means nothing: what they do decides, and where that leaves two
+        results, what is declared. See `order` and `digest`.
+
         Raises:
-            InarchError: 4xx; nothing was changed.
+            InarchError: 4xx, all that is wrong at once; nothing was changed.
         """
-        specs = _specs(adapters)
-        members = list(self.adapters)
-        for spec in specs:
-            if spec.name in [m.name for m in members]:
-                raise InarchError(
-                    "IA403",
-                    f"there are two adapters called `{spec.name}`",
-                    why="an adapter's name is its identity in the model",
-                    remedy=f'inarch.adapter("{spec.use}", ..., name="{spec.name}_2")',
-                )
-            members.append(member_of(spec, self))
-        model = self._with(members)
-        _tell(model, self)
+        from inarch.resolve.fit import fitted  # which knows what a Model is
+
+        specs = specs_of(adapters)
+        drafts, problems = fitted(self, specs)
+        order, more = arranged(
+            [*self.adapters, *drafts], self.pristine, names=[spec.name for spec in specs]
+        )
+        refuse([*problems, *more])
+        model = self._with([*self.adapters, *(filled(d, self) for d in drafts)], order)
+        tell(model, self)
         return model
 
     def without(self, *names: str) -> Self:
         """A new model without some adapters; the others keep their modules and settings."""
         for name in names:
             self.adapters[name]
-        return self._with([m for m in self.adapters if m.name not in names])
+        return self._with(
+            [_without(m, names, self.order) for m in self.adapters if m.name not in names]
+        )
 
     def merge(self, *names: str) -> Self:
         """A new model whose weights contain the named adapters; all that can be, by default.
@@ -234,19 +253,16 @@ class Model:
         chosen = set(names) if names else set(self.adapters.names)
         for name in chosen:
             self.adapters[name]
-        members = [
-            Member(m.name, m.kind, m.adapter, m.spec, m.edits, m.modules, True)
-            if m.name in chosen
-            else m
-            for m in self.adapters
-        ]
+        members = [replace(m, merged=True) if m.name in chosen else m for m in self.adapters]
         return self._with(members)
 
-    def _with(self, members: list[Member]) -> Self:
-        """The pristine trees with these adapters in, in one canonical form."""
-        check_order({m.name: m.edits for m in members})
-        trees = merged(self.pristine, members)
-        live = [edit for m in members if not m.merged for edit in m.edits]
+    def _with(self, members: Sequence[Member], order: Order | None = None) -> Self:
+        """The pristine trees with these adapters in, in canonical order."""
+        order = order or arrange(members, self.pristine)
+        by_name = {member.name: member for member in members}
+        ordered = [by_name[name] for name in order.names]
+        trees = merged(self.pristine, ordered)
+        live = [edit for m in ordered if not m.merged for edit in m.edits]
         for name, tree in list(trees.items()):
             own = [inner for edit in live for t, inner in [split(edit, trees)] if t == name]
             trees[name] = tree.edit(own)
@@ -260,6 +276,7 @@ class Model:
         )
         model.pristine = self.pristine
         model.adapters = Members(members)
+        model.order = order
         model._sites = self._sites
         return model
 
@@ -299,7 +316,16 @@ class Model:
         return "\n".join([head, *trees])
 
 
-def _tell(model: Model, base: Model) -> None:
+def _without(member: Member, gone: Sequence[str], order: Order) -> Member:
+    """The member as it stands without some others: after those that it came after until now."""
+    kept = {v.a for v in order.verdicts if v.word != "commute" and v.b == member.name}
+    told = dict.fromkeys([*member.spec.after, *sorted(kept)])
+    after = tuple(name for name in told if name not in gone)
+    before = tuple(name for name in member.spec.before if name not in gone)
+    return replace(member, spec=replace(member.spec, after=after, before=before))
+
+
+def tell(model: Model, base: Model) -> None:
     """Let the packages of a model's adapters look at it, those that asked to.
 
     Raises:
@@ -327,7 +353,7 @@ def _joined(tree: str, address: str) -> str:
     return f"{tree}.{address}" if tree and address else tree or address
 
 
-def _specs(adapters: tuple[AdapterSpec | Stack | str, ...]) -> list[AdapterSpec]:
+def specs_of(adapters: tuple[AdapterSpec | Stack | str, ...]) -> list[AdapterSpec]:
     specs: list[AdapterSpec] = []
     for one in adapters:
         if isinstance(one, Stack):

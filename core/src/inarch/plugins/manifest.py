@@ -51,12 +51,16 @@ class CheckpointEntry(Described, kw_only=True):
 class AdapterEntry(Described, kw_only=True):
     """An adapter: the roles it is for, the kinds of edit it makes, the formats it reads.
 
+    What it declares of others counts only where both are in a stack.
+
     Attributes:
-        after: ids of adapters it is applied after, where both are in a stack.
-        before: ids of adapters it is applied before, where both are in a stack.
+        after: ids of adapters it comes after, where the order matters.
+        before: ids of adapters it comes before.
         requires: ids of adapters that must be in the stack with it.
         conflicts: ids of adapters that can't be.
-        models: ids of the models it is for; any model that has its roles where none is named.
+        models: for ids of foundation models, the versions of their package it is for (PEP 440).
+        changes: what it changes of the model's outputs on purpose, as a clause, such as "the
+            virtual tokens come before the others"; empty where shapes and dtypes are kept.
         initial_effect: what an untrained one already does to the output, and why; empty for one
             that begins by changing no bit.
     """
@@ -73,7 +77,8 @@ class AdapterEntry(Described, kw_only=True):
     before: list[str] = []
     requires: list[str] = []
     conflicts: list[str] = []
-    models: list[str] = []
+    models: dict[str, str] = {}
+    changes: str = ""
 
 
 class FormatEntry(Described, kw_only=True):

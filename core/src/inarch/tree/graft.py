@@ -106,7 +106,12 @@ def _tap(_site: str, step: Step, new: Graft) -> Step:
     taps: list[Step] = [new]
     while isinstance(line[-1], Graft) and line[-1].kind == "tap":
         taps.append(line.pop())
-    return Seq(*line, *_by_adapter(taps))
+    return Seq(*line, *sorted(taps, key=_tapped))
+
+
+def _tapped(tap: Step) -> tuple[str, tuple[str, ...]]:
+    """Taps sort by adapter, and one adapter's by the names they give."""
+    return tap.adapter, tap.step.names
 
 
 def _wrap(site: str, step: Step, new: Graft) -> Step:

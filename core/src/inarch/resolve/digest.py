@@ -1,0 +1,49 @@
+"""The digest of a stack: equal for all ways to write an equivalent one down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from inarch.stack import AdapterSpec
+from inarch.tree import Edit
+from inarch.weights import WeightsHeader, fingerprint
+
+
+def digest(
+    order: Sequence[str], members: Mapping[str, Mapping[str, Any]], merged: Iterable[str] = ()
+) -> str:
+    """`inarch-stack1:` and a SHA-256 over the members, each as `identity` tells it, in order."""
+    text = json.dumps(
+        {"members": [[name, members[name]] for name in order], "merged": sorted(merged)},
+        sort_keys=True,
+        ensure_ascii=False,
+        default=str,
+    )
+    return f"inarch-stack1:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def identity(
+    spec: AdapterSpec,
+    kind: str,
+    edits: Iterable[Edit],
+    header: WeightsHeader | None,
+    scale: float,
+) -> dict[str, Any]:
+    """What a member is, as far as what it does goes: plugin, options, scale, file, edits.
+
+    A file counts by the fingerprint of its tensors and by the settings beside it, so where it lies
+    and what it is called count for nothing. The values of a fresh adapter's weights don't count.
+    """
+    weights = None if header is None else [weights_identity(header), header.settings]
+    options = dict(spec.options)
+    made = sorted([e.address, e.kind, list(e.names), list(e.inputs)] for e in edits)
+    return {"kind": kind, "options": options, "scale": scale, "weights": weights, "edits": made}
+
+
+def weights_identity(header: WeightsHeader) -> str:
+    """A fingerprint of the tensors of an adapter's file."""
+    keys = header.keys()
+    return fingerprint([(header.path, dict(zip(keys, map(header.info, keys), strict=True)))])

@@ -1,0 +1,198 @@
+"""Where two adapters meet, and whether it matters which of them comes first.
+
+What decides is the comparison of both orders' programs in normal form, `inarch.resolve.compare`.
+For two edits at one site its answer depends on their kinds alone, so it stands here as a table;
+`core/tests/resolve/test_algebra.py` proves the two equal on random trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from inarch.resolve.footprint import Footprint
+
+COMMUTING = frozenset(
+    frozenset(pair)
+    for pair in (("add",), ("scale",), ("tap",), ("before", "after"), ("before", "tap"))
+)
+"""Kinds of two edits at one site whose order leaves no trace in the program's normal form.
+
+`f(x) + g(x) + h(x)` and `f(x) * g * h` are sorted; `before` and `after` stand on either side of
+what is there, as do `before` and the names that taps give to what comes out.
+"""
+
+_DOES = {
+    "add": "adds",
+    "scale": "scales",
+    "before": "changes the input",
+    "after": "changes the output",
+    "wrap": "wraps",
+    "replace": "replaces",
+    "tap": "names the value",
+    "provide": "provides a value",
+}
+
+Word = Literal["commute", "ordered", "user", "conflict", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """How two footprints meet.
+
+    Attributes:
+        at: the addresses where both have edits, or where one touches what the other reads.
+        matters: whether the order does.
+        forward: whether the first may come before the second.
+        backward: whether the second may come before the first.
+        reason: the facts, as a clause with {a} and {b} for the two.
+        decisive: the addresses at which the order matters; the first is the one to look at.
+    """
+
+    at: frozenset[str]
+    matters: bool = False
+    forward: bool = True
+    backward: bool = True
+    reason: str = ""
+    decisive: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is known of the order of two members.
+
+    Attributes:
+        a: the member that comes first by name, or first in the order where that matters.
+        b: the other.
+        word: `commute`, `ordered` by a manifest, `user` for the user's order; a plan that was
+            refused has `conflict` and `undecided` too.
+        reason: one clause that says why.
+        at: the addresses where they meet, sorted.
+    """
+
+    a: str
+    b: str
+    word: Word
+    reason: str
+    at: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "pair": [self.a, self.b],
+            "verdict": self.word,
+            "reason": self.reason,
+            "at": list(self.at),
+        }
+
+
+def meet(a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]) -> Meeting:
+    """How the edits of two footprints meet.
+
+    Args:
+        a: of the one.
+        b: of the other.
+        inside: the sites below one, and of its own Chain those it is made of.
+    """
+    at = a.all & b.all
+    facts = [*_names(a, b), *_losses(a, b, inside), *_readings(a, b, inside), *_kinds(a, b)]
+    if not facts:
+        return Meeting(at, reason=_why_commuting(a, b, at))
+    return Meeting(
+        at.union(*(f.decisive for f in facts)),
+        True,
+        all(f.forward for f in facts),
+        all(f.backward for f in facts),
+        "; ".join(dict.fromkeys(f.reason for f in facts)),
+        tuple(dict.fromkeys(address for f in facts for address in f.decisive)),
+    )
+
+
+def _why_commuting(a: Footprint, b: Footprint, at: frozenset[str]) -> str:
+    if not at:
+        return "they meet nowhere"
+    kinds = [
+        (first, second)
+        for first, ours in a.kinds.items()
+        for second, theirs in b.kinds.items()
+        if not ours.isdisjoint(theirs)
+    ]
+    same = sorted({first for first, second in kinds if first == second})
+    parts = [f"each {_DOES[kind]}" for kind in same]
+    if any(first != second for first, second in kinds):
+        parts.append("one stands before the site, the other behind it")
+    return f"{' and '.join(parts)}, and either order is the same program"
+
+
+def _fact(
+    at: frozenset[str], reason: str, *, forward: bool = True, backward: bool = True
+) -> Meeting:
+    return Meeting(at, True, forward, backward, reason, tuple(sorted(at)))
+
+
+def _kinds(a: Footprint, b: Footprint) -> Iterator[Meeting]:
+    """Edits at one site whose kinds don't commute; a replacement can only come first."""
+    for first, ours in a.kinds.items():
+        for second, theirs in b.kinds.items():
+            if frozenset((first, second)) in COMMUTING:
+                continue
+            both = ours & theirs
+            if both:
+                reason = f"{{a}} {_DOES[first]} where {{b}} {_DOES[second]}"
+                if "replace" in (first, second):
+                    reason += ", and what is replaced is lost"
+                yield _fact(both, reason, forward=second != "replace", backward=first != "replace")
+
+
+def _losses(
+    a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]
+) -> Iterator[Meeting]:
+    """A replacement loses every edit inside what it replaces, whichever comes first."""
+    for mine, theirs, who, whom, _ in _both(a, b):
+        for site in sorted(mine.kinds.get("replace", ())):
+            lost = inside(site) & theirs.all
+            if lost:
+                reason = f"{who} replaces `{site}`, and {whom} edits what is inside it"
+                yield _fact(lost, reason, forward=False, backward=False)
+
+
+def _readings(
+    a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]
+) -> Iterator[Meeting]:
+    """Edits are made from the pristine model: what replaces or wraps what was read comes later."""
+    for reader, writer, who, whom, first in _both(a, b):
+        if not reader.reads:
+            continue
+        for kind in ("replace", "wrap"):
+            for site in sorted(writer.kinds.get(kind, ())):
+                within = inside(site)
+                for read in sorted(reader.reads):
+                    if _touches(read, site, within):
+                        reason = f"{who} is made from `{read}`, which {whom} {_DOES[kind]}"
+                        at = frozenset((site,))
+                        yield _fact(at, reason, forward=first, backward=not first)
+
+
+def _touches(read: str, site: str, within: frozenset[str]) -> bool:
+    return (
+        read == site or read in within or read.startswith(f"{site}.") or site.startswith(f"{read}.")
+    )
+
+
+def _names(a: Footprint, b: Footprint) -> Iterator[Meeting]:
+    """A Chain writes a name once; a value asked of the caller is not to be captured."""
+    for name in sorted(a.binds.keys() & b.binds.keys()):
+        chains = a.binds[name] & b.binds[name]
+        if chains:
+            yield _fact(chains, f"both bind the name `{name}`", forward=False, backward=False)
+    for binder, asker, who, whom, first in _both(a, b):
+        for name in sorted(binder.binds.keys() & asker.asks.keys()):
+            chains = binder.binds[name] & asker.asks[name]
+            if chains:
+                reason = f"{whom} asks for `{name}`, a name that {who} binds"
+                yield _fact(chains, reason, forward=first, backward=not first)
+
+
+def _both(a: Footprint, b: Footprint) -> tuple[tuple[Footprint, Footprint, str, str, bool], ...]:
+    """The two either way round, with how a reason calls them and whether the first leads."""
+    return (a, b, "{a}", "{b}", True), (b, a, "{b}", "{a}", False)
