@@ -34,6 +34,9 @@ class Term(Edge):
     def forward(self, x: Tensor) -> Tensor:
         return self.strength * torch.tanh(x @ self.weight)
 
+    def delta(self) -> Tensor:
+        return self.weight.detach()
+
 
 class Made(Adapter):
     """Makes the edits its options name: "add layers.0.fc", "tap head as seen", "uses seen"."""
