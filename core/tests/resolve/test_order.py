@@ -223,8 +223,8 @@ def test_a_name_the_stack_does_not_have_is_an_error_with_the_nearest(base: Model
 def test_declarations_count_only_where_both_are_present(
     base: Model, installed: Callable[..., Any]
 ) -> None:
-    installed(loner={"after": ["absent"], "conflicts": ["absent"], "models": {"other": ">=9"}})
-    assert base.adapt(made("a", "add head", use="loner")).order.names == ("a",)
+    installed(hermit={"after": ["absent"], "conflicts": ["absent"], "models": {"other": ">=9"}})
+    assert base.adapt(made("a", "add head", use="hermit")).order.names == ("a",)
 
 
 def test_up_to_three_disjoint_culprits_are_named(base: Model) -> None:
