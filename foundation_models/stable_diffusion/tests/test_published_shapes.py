@@ -1,0 +1,78 @@
+"""Every key and shape of the published models, from diffusers' own classes on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from inarch.weights import blank
+from inarch_stable_diffusion.unet import unet
+from inarch_stable_diffusion.unet_config import parse_unet
+
+# What the published unet/config.json files say, where it is not diffusers' default.
+SD1 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+SD2 = {
+    "sample_size": 96,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+    "upcast_attention": True,
+}
+SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+REFINER = {
+    **SDXL,
+    "block_out_channels": (384, 768, 1536, 1536),
+    "down_block_types": (
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 1280,
+    "attention_head_dim": (6, 12, 24, 24),
+    "transformer_layers_per_block": 4,
+    "projection_class_embeddings_input_dim": 2560,
+}
+# With how many weights the published file has, where that is known.
+UNETS = {
+    "sd1.5": (SD1, 859_520_964),
+    "sd1.5 inpainting": (SD1 | {"in_channels": 9}, 859_535_364),
+    "sd2.1": (SD2, 865_910_724),
+    "sd2 inpainting": (SD2 | {"in_channels": 9, "sample_size": 64}, 865_925_124),
+    "sdxl": (SDXL, 2_567_463_684),
+    "sdxl inpainting": (SDXL | {"in_channels": 9}, 2_567_478_084),
+    "sdxl refiner": (REFINER, None),
+}
+
+
+@pytest.mark.parametrize("name", UNETS, ids=lambda name: name.replace(" ", "_"))
+def test_a_unet_has_every_key_and_shape_of_the_published_one(name: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    settings, count = UNETS[name]
+    with torch.device("meta"):
+        theirs = diffusers.UNet2DConditionModel(**settings)
+    with blank():
+        ours = unet(parse_unet(dict(theirs.config)))
+    expected, actual = _shapes(theirs), _shapes(ours)
+    assert actual == expected
+    published = sum(shape.numel() for shape in actual.values())
+    assert count in (published, None)
+
+
+def _shapes(module: Any) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
