@@ -48,13 +48,13 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("use_dora", True),
         ("modules_to_save", ["lm_head"]),
         ("layer_replication", [[0, 2]]),
         ("target_parameters", ["x"]),
         ("trainable_token_indices", [1]),
         ("init_lora_weights", "pissa_niter_4"),
-        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "loftq"),
         ("peft_type", "IA3"),
     ],
 )

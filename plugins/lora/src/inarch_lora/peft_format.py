@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,20 @@ import torch
 from safetensors.torch import save_file
 
 from inarch.errors import InarchError
+from inarch_lora.terms import Start
 
 PREFIX = "base_model.model."
-_KINDS = {
-    "lora_A.weight": "lora_A",
-    "lora_B.weight": "lora_B",
-    "lora_B.bias": "lora_B_bias",
-    "lora_embedding_A": "lora_embedding_A",
-    "lora_embedding_B": "lora_embedding_B",
-    "base_layer.bias": "bias",
-    "bias": "bias",
-}
+KINDS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
 # PEFT wraps the layers it adapts, so the bias of one of them stands under `base_layer`.
-SUFFIXES = {name: suffix for suffix, name in reversed(_KINDS.items())}
+SUFFIXES = {
+    "lora_A": "lora_A.weight",
+    "lora_B": "lora_B.weight",
+    "lora_B_bias": "lora_B.bias",
+    "bias": "base_layer.bias",
+}
 BARE_BIAS = "bias"
 # What would change the result and is not built: refused when it is set.
 _UNSUPPORTED = (
-    "use_dora",
     "modules_to_save",
     "trainable_token_indices",
     "layer_replication",
@@ -49,28 +46,11 @@ _UNSUPPORTED = (
 )
 # Initialisations that subtract something from the base's own weights.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-def parse_keys(keys: Iterable[str], where: str) -> dict[str, dict[str, str]]:
-    """The file's keys by the address they are for, then by the parameter they fill.
-
-    Raises:
-        InarchError: IA423 for a key that is no LoRA's.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for key in keys:
-        path = key.removeprefix(PREFIX)
-        suffix = next((s for s in _KINDS if path.endswith(f".{s}")), None)
-        if suffix is None:
-            raise InarchError(
-                "IA423",
-                f"`{key}` is no tensor of a LoRA",
-                where=f"{where}: {key}",
-                why=f"a LoRA's keys end in: {', '.join(_KINDS)}",
-                remedy="leave it out when saving, or use the adapter it belongs to",
-            )
-        found.setdefault(path.removesuffix(f".{suffix}"), {})[_KINDS[suffix]] = key
-    return found
+_STARTS: dict[str, Start] = {"pissa": "pissa", "olora": "olora"}
+_CONVERT = (
+    "convert it to a plain LoRA with PEFT, on the base it began from: "
+    'model.save_pretrained(OUT, path_initial_model_for_weight_conversion="INITIAL_ADAPTER")'
+)
 
 
 def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
@@ -80,20 +60,32 @@ def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
         InarchError: IA424.
     """
     named = [name for name in _UNSUPPORTED if settings.get(name)]
-    kind = settings.get("peft_type", "LORA")
-    if kind != "LORA":
+    if settings.get("peft_type", "LORA") not in KINDS:
         named = ["peft_type"]
-    start = str(settings.get("init_lora_weights", ""))
-    if start.lower().startswith(_CHANGES_BASE):
+    if settings.get("lora_bias") and settings.get("use_dora"):
+        named.append("lora_bias")
+    begins = str(settings.get("init_lora_weights", "")).lower()
+    remedy = "convert the adapter to a plain LoRA with PEFT, which can merge it first"
+    why = "without it the result would be another, so it is not ignored"
+    if begins.startswith(_CHANGES_BASE) and begins not in _STARTS:
         named.append("init_lora_weights")
+        remedy = _CONVERT
+        why = (
+            "training began by taking something out of the base, which can't be made again exactly"
+        )
     if named:
         raise InarchError(
             "IA424",
             f"the adapter needs `{named[0]}`, which this LoRA does not have",
             where=f"{where}: {named[0]} = {json.dumps(settings.get(named[0]))}",
-            why="without it the result would be another, so it is not ignored",
-            remedy="convert the adapter to a plain LoRA with PEFT, which can merge it first",
+            why=why,
+            remedy=remedy,
         )
+
+
+def start(settings: Mapping[str, Any]) -> Start:
+    """What PEFT subtracted from the base before training."""
+    return _STARTS.get(str(settings.get("init_lora_weights", "")).lower(), "")
 
 
 def pattern_value(pattern: Mapping[str, float], address: str, default: float) -> float:
@@ -107,7 +99,7 @@ def pattern_value(pattern: Mapping[str, float], address: str, default: float) ->
 def scaling(settings: Mapping[str, Any], address: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank), of one module; without an alpha, alpha is the rank."""
     pattern: Mapping[str, float] = settings.get("alpha_pattern") or {}
-    alpha = pattern_value(pattern, address, settings.get("lora_alpha", rank))
+    alpha = pattern_value(pattern, address, settings.get("lora_alpha", settings.get("alpha", rank)))
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
@@ -154,31 +146,48 @@ def write(
         folder: where to.
         tensors: by the file's keys.
         terms: rank and alpha by the address of each adapted module.
-        settings: what else the configuration holds.
+        settings: what else the configuration holds, `peft_type` among it.
         about: `base` and `fingerprint` of the model, where known.
     """
-    rank = Counter(r for r, _ in terms.values()).most_common(1)[0][0] if terms else 8
-    alpha = Counter(a for _, a in terms.values()).most_common(1)[0][0] if terms else 8
+    alpha_name = "lora_alpha" if settings.get("peft_type", "LORA") == "LORA" else "alpha"
     config = {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": about.get("base", ""),
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {re.escape(a): r for a, (r, _) in terms.items() if r != rank},
-        "alpha_pattern": {re.escape(a): x for a, (_, x) in terms.items() if x != alpha},
+        **ranks(terms, alpha_name),
         **settings,
     }
-    metadata = {"format": "pt"}
+    save(folder / "adapter_model.safetensors", tensors, about)
+    text = folder / ".adapter_config.json.partial"
+    text.write_text(json.dumps(config, indent=2) + "\n")
+    text.replace(folder / "adapter_config.json")
+
+
+def ranks(terms: Mapping[str, tuple[int, float]], alpha_name: str) -> dict[str, Any]:
+    """The commonest rank and alpha, and patterns for the modules that have others."""
+    rank = Counter(r for r, _ in terms.values()).most_common(1)[0][0] if terms else 8
+    alpha = Counter(a for _, a in terms.values()).most_common(1)[0][0] if terms else 8
+    return {
+        "r": rank,
+        alpha_name: alpha,
+        "rank_pattern": {re.escape(a): r for a, (r, _) in terms.items() if r != rank},
+        "alpha_pattern": {re.escape(a): x for a, (_, x) in terms.items() if x != alpha},
+    }
+
+
+def save(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    about: Mapping[str, str],
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file, whole or not at all, that records the base."""
+    metadata = {"format": "pt", **(more or {})}
     if "fingerprint" in about:
         metadata["inarch.base_fingerprint"] = about["fingerprint"]
     if "base" in about:
         metadata["inarch.base"] = about["base"]
-    weights = folder / "adapter_model.safetensors"
-    partial = folder / ".adapter_model.safetensors.partial"
+    partial = path.with_name(f".{path.name}.partial")
     save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
-    partial.replace(weights)
-    text = folder / ".adapter_config.json.partial"
-    text.write_text(json.dumps(config, indent=2) + "\n")
-    text.replace(folder / "adapter_config.json")
+    partial.replace(path)

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inarch.adapters import Edge
 from inarch.errors import InarchError
+from inarch_lora.edges.layer import Layer
+from inarch_lora.edges.site import SiteEdge
 
 
-class LoRAEdge(Edge):
+class LoRAEdge(SiteEdge):
     """What the terms share: rank, scaling, dropout, and PEFT's two kinds of bias.
 
     Args:
@@ -32,9 +32,13 @@ class LoRAEdge(Edge):
         outputs: the size of the two biases; 0 for neither.
         lora_bias: whether B has a bias, which scales as the term does.
         bias: whether the layer's own bias is adapted, as a difference from it.
+        factor: of the block, beside the user's scale.
     """
 
     names = ("lora_A", "lora_B")
+    biases = ("bias",)
+    bias: Tensor | None
+    lora_B_bias: Tensor | None
 
     def __init__(
         self,
@@ -46,11 +50,10 @@ class LoRAEdge(Edge):
         outputs: int = 0,
         lora_bias: bool = False,
         bias: bool = False,
+        factor: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(factor=factor, dropout=dropout)
         self.scaling = scaling
-        self.dropout = dropout
-        self.base: Callable[[], nn.Module | None] = _nothing
         a, b = self.names
         self.register_parameter(a, nn.Parameter(torch.empty(first)))
         self.register_parameter(b, nn.Parameter(torch.empty(second)))
@@ -69,29 +72,22 @@ class LoRAEdge(Edge):
             if name != self.names[0]:
                 nn.init.zeros_(parameter)
 
-    def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
-        self.base = _Held(site)
-        if loaded:
-            _as_difference(self.bias, site)
-
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """The term of `x`, [..., inputs], added to `plus`, [..., outputs], where it is given."""
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout)
-        z = self.down(x)
-        if torch.compiler.is_compiling():  # reading `strength` would guard on its value
-            term = self.up(z * self.scale, plus, self.scaling)
+        z = self.down(self.dropped(x))
+        if torch.compiler.is_compiling():
+            term = self.up(z * self.scale, plus, self.scaling * self.factor)
         else:
-            term = self.up(z, plus, self.scaling * self.strength)
+            term = self.up(z, plus, self.scaling * self.factor * self.strength)
         if self.lora_B_bias is None and self.bias is None:
             return term
         return self._biased(term)
 
     def _biased(self, term: Tensor) -> Tensor:
-        strength = self.scale if torch.compiler.is_compiling() else self.strength
+        acting = self.acting()
         if self.lora_B_bias is not None:
-            term = term + self.along_outputs(self.lora_B_bias) * (strength * self.scaling)
-        return term if self.bias is None else term + self.along_outputs(self.bias) * strength
+            term = term + self.along_outputs(self.lora_B_bias) * (acting * self.scaling)
+        return term if self.bias is None else term + self.along_outputs(self.bias) * acting
 
     def along_outputs(self, bias: Tensor) -> Tensor:
         return bias
@@ -109,35 +105,20 @@ class LoRAEdge(Edge):
         """B A in float32, in the layout of the base's weight."""
 
     def delta(self) -> Tensor:
-        if self.lora_B_bias is not None or self.bias is not None:
-            raise InarchError(
-                "IA409",
-                "a LoRA that adapts biases can't be merged",
-                why="merging makes a new weight and leaves the bias as it is",
-                remedy="run it unmerged",
-            )
-        return self.product() * self.scaling
+        return self.product() * (self.scaling * self.factor)
 
+    def deltas(self) -> dict[str, Tensor]:
+        return {**super().deltas(), **self.bias_deltas()}
 
-def _nothing() -> None:
-    return None
-
-
-class _Held:
-    """Holds a module without registering it as a child."""
-
-    def __init__(self, module: nn.Module | None) -> None:
-        self.module = module
-
-    def __call__(self) -> nn.Module | None:
-        return self.module
-
-
-def _as_difference(bias: Tensor | None, site: nn.Module | None) -> None:
-    """A file has the whole bias; what is added is its difference from the base's."""
-    if bias is not None and site is not None:
-        with torch.no_grad():
-            bias -= site.get_parameter("bias")
+    def bias_deltas(self) -> dict[str, Tensor]:
+        """What the two kinds of bias add to the layer's own, at the present strength."""
+        acting = self.strength * self.factor
+        parts: list[Tensor] = []
+        if self.lora_B_bias is not None:
+            parts.append(self.lora_B_bias.float() * (acting * self.scaling))
+        if self.bias is not None:
+            parts.append(self.bias.float() * acting)
+        return {"bias": sum(parts[1:], parts[0])} if parts else {}
 
 
 def _add_product(z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
@@ -205,9 +186,8 @@ class ConvLoRA(LoRAEdge):
 
     def __init__(self, site: nn.Module, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.convolve = _CONVOLUTIONS[type(site)]
-        self.geometry = {name: getattr(site, name) for name in ("stride", "padding", "dilation")}
-        self.groups = int(getattr(site, "groups", 1))
+        layer = Layer.of(site, "")
+        self.convolve, self.geometry, self.groups = layer.convolve, layer.geometry, layer.groups
 
     def down(self, x: Tensor) -> Tensor:
         return self.convolve(x, self.lora_A, **self.geometry)
@@ -229,77 +209,3 @@ class ConvLoRA(LoRAEdge):
             )
         second = self.lora_B.float().flatten(1)
         return torch.einsum("or,ri...->oi...", second, self.lora_A.float())
-
-
-class BiasEdge(Edge):
-    """A bias that differs from the base's, beside a layer that has no other term (`bias="all"`)."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.empty(outputs))
-        self.base: Callable[[], nn.Module | None] = _nothing
-        self.trailing = 0
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.bias)
-
-    def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
-        self.base = _Held(site)
-        if loaded:
-            _as_difference(self.bias, site)
-        self.trailing = 0 if site is None else len(getattr(site, "kernel_size", ()))
-
-    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
-        strength = self.scale if torch.compiler.is_compiling() else self.strength
-        term = self.bias.view(-1, *(1 for _ in range(self.trailing))) * strength
-        return term if plus is None else plus + term
-
-
-_CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
-    nn.Conv1d: F.conv1d,
-    nn.Conv2d: F.conv2d,
-    nn.Conv3d: F.conv3d,
-}
-
-
-def edge_for(site: nn.Module, address: str, rank: int, scaling: float, **options: Any) -> LoRAEdge:
-    """The term for a layer.
-
-    Raises:
-        InarchError: IA421 for a layer LoRA has no term for, IA422 for a rank its groups don't
-            divide.
-    """
-    from inarch.nn.linear import TransposedLinear
-
-    if isinstance(site, nn.Linear):
-        shapes = (rank, site.in_features), (site.out_features, rank)
-        return LinearLoRA(*shapes, scaling, outputs=site.out_features, **options)
-    if isinstance(site, TransposedLinear):
-        inputs, outputs = site.weight.shape
-        return TransposedLoRA((rank, inputs), (outputs, rank), scaling, outputs=outputs, **options)
-    if isinstance(site, nn.Embedding):
-        shapes = (rank, site.num_embeddings), (site.embedding_dim, rank)
-        return EmbeddingLoRA(*shapes, scaling, outputs=site.embedding_dim, **options)
-    if type(site) in _CONVOLUTIONS:
-        return _conv_edge(site, address, rank, scaling, **options)
-    raise InarchError(
-        "IA421",
-        f"LoRA has no term for a {type(site).__name__}",
-        where=address,
-        why="it adapts linear layers, GPT-2's transposed ones, embeddings and convolutions",
-        remedy='name other targets, such as targets=["attention.*"]',
-    )
-
-
-def _conv_edge(site: Any, address: str, rank: int, scaling: float, **options: Any) -> ConvLoRA:
-    if rank % site.groups:
-        raise InarchError(
-            "IA422",
-            f"the rank {rank} is not divided by the {site.groups} groups of the convolution",
-            where=address,
-            remedy=f"rank={site.groups * max(1, rank // site.groups)}",
-        )
-    ones = (1,) * len(site.kernel_size)
-    first = (rank, site.in_channels, *site.kernel_size)
-    second = (site.out_channels, rank // site.groups, *ones)
-    return ConvLoRA(site, first, second, scaling, outputs=site.out_channels, **options)

@@ -1,0 +1,91 @@
+"""DoRA: the weight's direction is adapted by LoRA, its magnitude is a parameter of its own.
+
+With m the magnitude and s the scaling times the user's scale, the layer computes what
+`m / ||W + s B A|| * (W + s B A)` would; what is added to `W x` is therefore
+`(m / ||.|| - 1) * W x + m / ||.|| * s * B A x`. W is the pristine weight, whatever other adapters
+add beside it. As in PEFT the norm is a constant to gradients, and the user's scale acts in it too.
+
+Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353, sections
+4.1 and 4.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inarch_lora.edges.layer import Layer
+from inarch_lora.edges.lora import ConvLoRA, EmbeddingLoRA, LinearLoRA, LoRAEdge, TransposedLoRA
+
+
+class DoRAEdge(LoRAEdge):
+    """What the four kinds share; A, B and everything else are LoRA's.
+
+    Args:
+        layer: the form of the layer it stands beside.
+        args: LoRA's own.
+    """
+
+    lora_magnitude_vector: Tensor
+
+    def __init__(self, layer: Layer, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.layer = layer
+        ones = (1,) * len(layer.kernel)
+        shape = (1, layer.outputs, *ones) if layer.kind == "conv" else (layer.outputs,)
+        self.lora_magnitude_vector = nn.Parameter(torch.empty(shape))
+
+    def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
+        super().settle(site, loaded=loaded)
+        if not loaded:
+            with torch.no_grad():
+                norm = self._norm(1.0)
+                self.lora_magnitude_vector.copy_(norm.view_as(self.lora_magnitude_vector))
+
+    def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        x = self.dropped(x)
+        strength = self.acting() * self.scaling
+        ratio = self.layer.along_outputs(self._ratio(strength))
+        low = self.up(self.down(x), None, 1.0)
+        term = (ratio - 1) * self.layer.run(x, self.base_weight()) + ratio * low * strength
+        if self.bias is not None:
+            term = term + self.along_outputs(self.bias) * self.acting()
+        return term if plus is None else plus + term
+
+    def _ratio(self, strength: float | Tensor) -> Tensor:
+        """Magnitude over norm, for each output; a row of zeros has no direction to stretch."""
+        norm = self._norm(strength).detach()
+        return self.lora_magnitude_vector.reshape(-1) / norm.masked_fill(norm == 0, 1)
+
+    def _norm(self, strength: float | Tensor) -> Tensor:
+        """||W + s B A|| of each output, in the weight's dtype."""
+        first, second = (self.get_parameter(name).detach() for name in self.names)
+        product = second.reshape(-1, self.rank) @ first.reshape(self.rank, -1)
+        rows = self.layer.rows(self.base_weight())
+        # PEFT's reading of a grouped convolution too, whose B A has the size but not the form of W.
+        return torch.linalg.norm(rows + strength * product.reshape(rows.shape), dim=1)
+
+    def deltas(self) -> dict[str, Tensor]:
+        strength = self.strength * self.factor * self.scaling
+        weight = self.layer.rows(self.base_weight().float())
+        changed = weight + strength * self.layer.rows(self.product())
+        delta = self._ratio(strength).float().unsqueeze(1) * changed - weight
+        return {"weight": self.layer.laid_out(delta), **self.bias_deltas()}
+
+
+class LinearDoRA(DoRAEdge, LinearLoRA):
+    """Beside a linear layer."""
+
+
+class TransposedDoRA(DoRAEdge, TransposedLoRA):
+    """Beside GPT-2's linear layer."""
+
+
+class EmbeddingDoRA(DoRAEdge, EmbeddingLoRA):
+    """Beside an embedding, whose magnitude is one number for each of its columns."""
+
+
+class ConvDoRA(DoRAEdge, ConvLoRA):
+    """Beside a convolution, whose magnitude is one number for each output channel."""

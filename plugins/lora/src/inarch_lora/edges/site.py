@@ -1,0 +1,66 @@
+"""What all edges of this package share: the layer they stand beside, and how strongly they act."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inarch.adapters import Edge
+
+
+class _Held:
+    """Holds a module without registering it as a child."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module = module
+
+    def __call__(self) -> nn.Module | None:
+        return self.module
+
+
+class SiteEdge(Edge):
+    """An edge that may read the base's own layer, which is never changed and never its child.
+
+    Attributes:
+        base: called, the layer; None before the edge is settled.
+        factor: of the block it stands in, beside the user's scale.
+        dropout: the share of inputs dropped in training.
+        biases: names of parameters for which a file holds the layer's whole bias.
+    """
+
+    biases: tuple[str, ...] = ()
+
+    def __init__(self, *, factor: float = 1.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.factor = factor
+        self.dropout = dropout
+        self.base = _Held(None)
+
+    def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
+        self.base = _Held(site)
+        for name in self.biases if loaded and site is not None else ():
+            bias = getattr(self, name)
+            if bias is not None:
+                with torch.no_grad():
+                    bias -= site.get_parameter("bias")
+
+    def base_weight(self) -> Tensor:
+        """The base's weight, which the edge reads."""
+        site = self.base()
+        if site is None:
+            raise RuntimeError("the edge was not settled beside a layer")
+        return site.get_parameter("weight").detach()
+
+    def acting(self) -> float | Tensor:
+        """The user's scale times the block's; under compilation the first is a tensor.
+
+        Reading `strength` there would guard on its value, and compile again for another.
+        """
+        return (self.scale if torch.compiler.is_compiling() else self.strength) * self.factor
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The inputs as dropout leaves them in training; token ids stay, as in PEFT."""
+        if self.dropout and self.training and x.is_floating_point():
+            return F.dropout(x, self.dropout)
+        return x

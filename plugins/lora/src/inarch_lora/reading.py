@@ -1,0 +1,262 @@
+"""From a file of any format to terms: every key finds its layer, and every layer its scaling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from inarch.adapters import SiteView
+from inarch.errors import InarchError
+from inarch.weights import WeightsHeader
+from inarch_lora import peft_format
+from inarch_lora.keys import split_key
+from inarch_lora.names import Names
+from inarch_lora.terms import Algorithm, Term
+
+Format = Literal["peft", "diffusers", "kohya"]
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+_READ = ("alpha", "scalar")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a file holds.
+
+    Attributes:
+        format: whose keys and settings it has.
+        terms: one for each layer.
+        settings: PEFT's, where the file comes with them.
+    """
+
+    format: Format
+    terms: tuple[Term, ...]
+    settings: Mapping[str, Any]
+
+
+def read(weights: WeightsHeader, sites: SiteView) -> Reading:
+    """The terms of a file, in the order of its keys.
+
+    Raises:
+        InarchError: IA423 to IA428.
+    """
+    where = str(weights.path)
+    peft_format.refuse_unsupported(weights.settings, where)
+    found = _by_address(weights, Names(sites))
+    metadata = _metadata(weights)
+    terms: list[Term] = []
+    for address, (name, keys) in found.items():
+        tree = sites.all[address].tree
+        settings = weights.settings or metadata.get(tree, {})
+        path = address.removeprefix(f"{tree}.") if tree else address
+        terms.append(_term(address, path, name, keys, weights, settings))
+    form: Format = "peft"
+    if not weights.settings:
+        flat = any("." not in name for name, _ in found.values())
+        form = "kohya" if flat else "peft" if "" in sites.trees else "diffusers"
+    return Reading(form, tuple(terms), weights.settings)
+
+
+def _by_address(weights: WeightsHeader, names: Names) -> dict[str, tuple[str, dict[str, str]]]:
+    """For each adapted layer its name in the file, and its keys by the parameters they fill."""
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    known: dict[str, str] = {}
+    keys = weights.keys()
+    for key in keys:
+        called, parameter = split_key(key, str(weights.path))
+        if called[0] not in known:
+            addresses = (names.find(name) for name in called)
+            address = next((a for a in addresses if a is not None), None)
+            if address is None:
+                raise _no_layer(key, called[0], names, str(weights.path))
+            known[called[0]] = address
+        name, keys = found.setdefault(known[called[0]], (called[0], {}))
+        if parameter in keys:
+            raise InarchError(
+                "IA426",
+                f"the file has two tensors for the {parameter} of `{name}`",
+                where=f"{weights.path}: {key}",
+                why=f"the other is {keys[parameter]}",
+                remedy="leave one of the two out",
+            )
+        keys[parameter] = key
+    return found
+
+
+def _no_layer(key: str, name: str, names: Names, where: str) -> InarchError:
+    near = names.near(name)
+    bare = name.removeprefix(peft_format.PREFIX)
+    return InarchError(
+        "IA425",
+        f"the model has no layer `{bare}`",
+        where=f"{where}: {key}",
+        why="the adapter was trained on a model that has it",
+        remedy="load the base it was trained on"
+        + (f"; the nearest names here are {' and '.join(near)}" if near else ""),
+    )
+
+
+def _metadata(weights: WeightsHeader) -> dict[str, dict[str, Any]]:
+    """PEFT's settings for each component, as diffusers keeps them in a file's header."""
+    settings: dict[str, dict[str, Any]] = {}
+    text = weights.metadata.get(DIFFUSERS_METADATA)
+    if text is None:
+        return settings
+    try:
+        entries: dict[str, Any] = json.loads(text)
+        for name, value in entries.items():
+            component, _, setting = name.partition(".")
+            settings.setdefault(component, {})[setting] = value
+    except (ValueError, AttributeError):
+        raise InarchError(
+            "IA426",
+            f"the file's `{DIFFUSERS_METADATA}` is no JSON object",
+            where=str(weights.path),
+            remedy="save the adapter again",
+        ) from None
+    for component, own in settings.items():
+        peft_format.refuse_unsupported(own, f"{weights.path}: {DIFFUSERS_METADATA} {component}")
+    return settings
+
+
+def _term(
+    address: str,
+    path: str,
+    name: str,
+    keys: Mapping[str, str],
+    weights: WeightsHeader,
+    settings: Mapping[str, Any],
+) -> Term:
+    """What a layer's keys mean, under PEFT's settings or with the alpha among them."""
+    algorithm = _algorithm(keys, name, weights)
+    fills = {parameter: key for parameter, key in keys.items() if parameter not in _READ}
+    shapes = {parameter: weights.shape(key) for parameter, key in fills.items()}
+    term = Term(address=address, algorithm=algorithm, fills=fills, shapes=shapes, key=name)
+    if algorithm in ("bias", "norm", "full"):
+        _settle_alpha(keys, weights)
+        return term
+    term = replace(term, rank=_rank(term, weights))
+    if "lora_magnitude_vector" in fills:
+        term = replace(term, decompose="peft")
+    elif "dora_scale" in fills:
+        term = replace(term, decompose="lycoris")
+    if settings:
+        return _by_settings(term, path, weights, settings)
+    return replace(term, scaling=_by_alpha(term, keys, weights))
+
+
+def _algorithm(keys: Mapping[str, str], name: str, weights: WeightsHeader) -> Algorithm:
+    kinds = {_KIND.get(parameter.partition("_")[0], "lora") for parameter in keys} - {""}
+    if "full" in kinds and "diff" not in keys and len(kinds) > 1:
+        kinds.discard("full")  # a bias's change beside another kind of term
+    if kinds == {"bias", "lora"}:
+        kinds.discard("bias")
+    if len(kinds) != 1:
+        raise InarchError(
+            "IA426",
+            f"the tensors of `{name}` make no term",
+            where=f"{weights.path}: {next(iter(keys.values()))}",
+            why=f"they are of {' and '.join(sorted(kinds)) or 'nothing'}: {', '.join(keys)}",
+            remedy="save the adapter again",
+        )
+    return kinds.pop()
+
+
+_KIND: dict[str, Any] = {
+    "hada": "loha",
+    "lokr": "lokr",
+    "diff": "full",
+    "w": "norm",
+    "b": "norm",
+    "bias": "bias",
+    "alpha": "",
+    "scalar": "",
+    "dora": "",
+}
+
+
+def _rank(term: Term, weights: WeightsHeader) -> int:
+    """The rank a layer's tensors have; 0 where none of them has one."""
+    for parameter in ("lora_A", "lora_embedding_A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        if parameter in term.shapes:
+            return term.shapes[parameter][0]
+    if term.algorithm == "lokr":
+        return 0
+    raise InarchError(
+        "IA426",
+        f"the file has half of the LoRA of `{term.address}`",
+        where=f"{weights.path}: {next(iter(term.fills.values()), term.key)}",
+        why="there is no A for it",
+        remedy="save the adapter again",
+    )
+
+
+def _by_settings(
+    term: Term, path: str, weights: WeightsHeader, settings: Mapping[str, Any]
+) -> Term:
+    """Rank and alpha as PEFT's settings have them; the tensors must agree."""
+    pattern: Mapping[str, float] = settings.get("rank_pattern") or {}
+    told = int(peft_format.pattern_value(pattern, path, settings.get("r", term.rank)))
+    if term.rank and told != term.rank:
+        raise InarchError(
+            "IA426",
+            f"the file and its settings disagree on the rank of `{term.address}`",
+            where=f"{weights.path}: {next(iter(term.fills.values()))}",
+            why=f"the tensor has rank {term.rank}, the settings say {told}",
+            remedy="put the adapter_config.json beside it that it was saved with",
+        )
+    dora = bool(settings.get("use_dora"))
+    if dora != (term.decompose == "peft") and term.algorithm == "lora":
+        raise InarchError(
+            "IA426",
+            f"the file and its settings disagree on the magnitude of `{term.address}`",
+            where=f"{weights.path}: {term.key}",
+            why=f"use_dora is {json.dumps(dora)}, and the file has "
+            + ("one" if term.decompose else "none"),
+            remedy="put the adapter_config.json beside it that it was saved with",
+        )
+    return replace(
+        term,
+        rank=told,
+        scaling=peft_format.scaling(settings, path, told),
+        dropout=float(settings.get("lora_dropout") or 0.0),
+        rank_dropout=float(settings.get("rank_dropout") or 0.0),
+        dropout_scaled=term.algorithm == "loha" or bool(settings.get("rank_dropout_scale")),
+        module_dropout=float(settings.get("module_dropout") or 0.0),
+        start=peft_format.start(settings) if term.algorithm == "lora" else "",
+        flat_kron=len(term.shapes.get("lokr_w2", ())) == 3,
+    )
+
+
+def _by_alpha(term: Term, keys: Mapping[str, str], weights: WeightsHeader) -> float:
+    """alpha / rank of a layer; a missing alpha, or one of 0, is the rank."""
+    alpha, scalar = _settle_alpha(keys, weights)
+    if term.algorithm == "lokr" and {"lokr_w1", "lokr_w2"} <= set(term.shapes):
+        return scalar  # both factors are whole, so there is no rank, and LyCORIS ignores alpha
+    return scalar * ((alpha or term.rank) / term.rank)
+
+
+def _settle_alpha(keys: Mapping[str, str], weights: WeightsHeader) -> tuple[float, float]:
+    """alpha and scalar, where a layer has them; reading one marks its key as used."""
+    values = [
+        float(weights.read(keys[name]).float().sum()) if name in keys else default
+        for name, default in (("alpha", 0.0), ("scalar", 1.0))
+    ]
+    return values[0], values[1]
+
+
+def layers_without_term(
+    terms: tuple[Term, ...], sites: SiteView, settings: Mapping[str, Any]
+) -> Iterator[str]:
+    """The layers that PEFT's settings target and the file has nothing for."""
+    if not settings.get("target_modules") or settings["target_modules"] == "all-linear":
+        return
+    taken = {term.address for term in terms if term.algorithm != "bias"}
+    trees = {sites.all[address].tree for address in taken}
+    for address, site in sites.all.items():
+        path = address.removeprefix(f"{site.tree}.") if site.tree else address
+        if site.module is None or site.tree not in trees or address in taken:
+            continue
+        if peft_format.targeted(settings, path):
+            yield address

@@ -1,0 +1,50 @@
+"""Terms: what one adapted layer's part of a file means, whatever format the file has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Algorithm = Literal["lora", "loha", "lokr", "full", "norm", "bias"]
+Start = Literal["", "pissa", "olora"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """What is put beside one layer: every format is read as these, and edges are made of these.
+
+    Attributes:
+        address: of the layer.
+        algorithm: `lora` B A, `loha` (B1 A1) * (B2 A2), `lokr` kron(C, B A), `full` a whole
+            weight, `norm` the weight and bias of a normalisation, `bias` a layer's bias alone.
+        fills: for each parameter, the file's key; empty for a term that is yet to be trained.
+        shapes: of the parameters.
+        rank: 0 where the algorithm has none.
+        scaling: alpha / rank, or what the format makes of the two.
+        factor: of the layer's block, beside the user's scale.
+        decompose: whether the layer's weight is split into direction and magnitude, as PEFT does
+            it (DoRA, with `lora_magnitude_vector`) or as LyCORIS does (`dora_scale`).
+        start: what was subtracted from the base when training began, or nothing.
+        dropout: the share of a term's inputs dropped in training.
+        rank_dropout: of the outputs of a whole change; `dropout_scaled` if the others grow.
+        module_dropout: how likely the whole term is dropped in training.
+        flat_kron: that a Kronecker product pairs axes from the last, as PEFT's does for Conv1d.
+        key: what the file calls the layer.
+    """
+
+    address: str
+    algorithm: Algorithm
+    fills: Mapping[str, str] = field(default_factory=dict[str, str])
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    rank: int = 0
+    scaling: float = 1.0
+    factor: float = 1.0
+    decompose: Literal["", "peft", "lycoris"] = ""
+    start: Start = ""
+    dropout: float = 0.0
+    rank_dropout: float = 0.0
+    dropout_scaled: bool = False
+    module_dropout: float = 0.0
+    flat_kron: bool = False
+    key: str = ""

@@ -1,0 +1,242 @@
+"""From an adapter's modules to a file, in the format it came in or another."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inarch.adapters import SiteView
+from inarch.errors import InarchError
+from inarch_lora import peft_format
+from inarch_lora.edges import Layer, NormEdge, SiteEdge
+from inarch_lora.names import flat_name
+from inarch_lora.options import Options
+from inarch_lora.reading import DIFFUSERS_METADATA, Format, Reading
+from inarch_lora.terms import Term
+
+_PEFT_SETTINGS = (
+    "lora_dropout",
+    "bias",
+    "use_rslora",
+    "lora_bias",
+    "use_dora",
+    "init_lora_weights",
+    "rank_dropout",
+    "module_dropout",
+    "rank_dropout_scale",
+    "use_effective_conv2d",
+    "decompose_both",
+    "decompose_factor",
+)
+_KOHYA = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "lora_mid": "lora_mid.weight"}
+_NORMS = {"w_norm": "w_norm", "b_norm": "b_norm"}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What must be kept of how an adapter came, to save it so.
+
+    Attributes:
+        format: to write.
+        came: the format it came in.
+        terms: by address.
+        flat: for each address, its flat name.
+        targets: the shortest list of names PEFT finds the layers by.
+    """
+
+    format: Format = "peft"
+    came: Format = "peft"
+    terms: Mapping[str, Term] = field(default_factory=dict[str, Term])
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    flat: Mapping[str, str] = field(default_factory=dict[str, str])
+    targets: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, reading: Reading, sites: SiteView, wanted: Format | None) -> Saved:
+        terms = {term.address: term for term in reading.terms}
+        kept = {n: reading.settings[n] for n in _PEFT_SETTINGS if n in reading.settings}
+        flat = {address: flat_name(address, sites.trees) for address in terms}
+        if reading.format == "kohya":
+            flat |= {a: term.key for a, term in terms.items() if term.key and "." not in term.key}
+        adapted = [a for a, term in terms.items() if term.algorithm != "bias"]
+        form = wanted or reading.format
+        return cls(form, reading.format, terms, kept, flat, _targets(adapted, sites))
+
+
+def settings_of(options: Options) -> dict[str, Any]:
+    """The options in PEFT's words."""
+    if options.algorithm != "lora":
+        cored = {"use_effective_conv2d": options.tucker}
+        if options.algorithm == "loha":
+            return cored
+        factors = {"decompose_both": options.decompose_both, "decompose_factor": options.factor}
+        return cored | factors
+    return {
+        "lora_dropout": options.dropout,
+        "use_rslora": options.use_rslora,
+        "use_dora": options.use_dora,
+        "bias": options.bias,
+        "lora_bias": options.lora_bias,
+        "init_lora_weights": True if options.start == "zero" else options.start,
+    }
+
+
+def write(
+    folder: Path, saved: Saved, edges: Mapping[str, nn.Module], about: Mapping[str, str]
+) -> None:
+    """Write an adapter's modules, by address, into a folder.
+
+    Raises:
+        InarchError: IA408 for what the format has no place for.
+    """
+    own = {a: edge for a, edge in edges.items() if isinstance(edge, SiteEdge)}
+    started = [a for a in own if saved.terms[a].start and saved.format != "peft"]
+    if started:
+        raise _no_place(saved.format, f"it can't say what `{started[0]}` started from")
+    _WRITE[saved.format](folder, saved, own, about)
+
+
+def _peft(
+    folder: Path, saved: Saved, edges: Mapping[str, SiteEdge], about: Mapping[str, str]
+) -> None:
+    kinds = {saved.terms[address].algorithm for address in edges} - {"bias"}
+    names = {algorithm: name for name, algorithm in peft_format.KINDS.items()}
+    if len(kinds) > 1 or not kinds <= set(names):
+        raise _no_place("PEFT", f"one of its folders holds one of {', '.join(names)}")
+    kind = names[kinds.pop()] if kinds else "LORA"
+    tensors: dict[str, Tensor] = {}
+    for address, name, value in _tensors(edges):
+        if name in ("lora_mid", "dora_scale", "diff_b"):
+            raise _no_place("PEFT", f"it has no {name}, and `{address}` has one")
+        suffix = peft_format.SUFFIXES.get(name, name)
+        if saved.terms[address].algorithm == "bias":
+            suffix = peft_format.BARE_BIAS
+        tensors[f"{peft_format.PREFIX}{address}.{suffix}"] = value
+    settings = {**saved.settings, "peft_type": kind, "target_modules": list(saved.targets)}
+    if kind == "LORA":
+        transposed = (_layer(edge) for edge in edges.values())
+        settings["fan_in_fan_out"] = any(layer == "transposed" for layer in transposed)
+        settings["use_dora"] = any(t.decompose == "peft" for t in saved.terms.values())
+    peft_format.write(folder, tensors, _alphas(saved, edges), settings, about)
+
+
+def _diffusers(
+    folder: Path, saved: Saved, edges: Mapping[str, SiteEdge], about: Mapping[str, str]
+) -> None:
+    """`pytorch_lora_weights.safetensors`: PEFT's names after the tree's, settings in the header."""
+    tensors: dict[str, Tensor] = {}
+    for address, name, value in _tensors(edges):
+        if name not in ("lora_A", "lora_B", "lora_magnitude_vector"):
+            raise _no_place("diffusers", f"it has no {name}, and `{address}` has one")
+        tensors[f"{address}.{peft_format.SUFFIXES.get(name, name)}"] = value
+    metadata: dict[str, Any] = {}
+    alphas = _alphas(saved, edges)
+    for tree in sorted({address.partition(".")[0] for address in edges}):
+        inside = {a.partition(".")[2]: v for a, v in alphas.items() if a.startswith(f"{tree}.")}
+        settings = {
+            **peft_format.ranks(inside, "lora_alpha"),
+            "peft_type": "LORA",
+            "target_modules": sorted(inside),
+            "lora_dropout": saved.settings.get("lora_dropout", 0.0),
+            "use_rslora": bool(saved.settings.get("use_rslora")),
+            "use_dora": any(saved.terms[f"{tree}.{a}"].decompose == "peft" for a in inside),
+        }
+        metadata |= {f"{tree}.{name}": value for name, value in settings.items()}
+    text = {DIFFUSERS_METADATA: json.dumps(metadata, indent=2, sort_keys=True)}
+    peft_format.save(folder / "pytorch_lora_weights.safetensors", tensors, about, text)
+
+
+def _kohya(
+    folder: Path, saved: Saved, edges: Mapping[str, SiteEdge], about: Mapping[str, str]
+) -> None:
+    """One safetensors file with flat names and an alpha for each layer, as kohya-ss and LyCORIS."""
+    tensors: dict[str, Tensor] = {}
+    for address, name, value in _tensors(edges):
+        if name in ("lora_embedding_A", "lora_embedding_B", "lora_B_bias", "bias"):
+            raise _no_place("kohya-ss", f"it has no {name}, and `{address}` has one")
+        if name == "lora_magnitude_vector":
+            name, value = (
+                "dora_scale",
+                value.reshape(-1, *(1 for _ in range(_dims(edges, address) - 1))),
+            )
+        tensors[f"{saved.flat[address]}.{_KOHYA.get(name, name)}"] = value
+    for address, (rank, alpha) in _alphas(saved, edges).items():
+        if rank:
+            tensors[f"{saved.flat[address]}.alpha"] = torch.tensor(float(alpha))
+    ranks = [rank for rank, _ in _alphas(saved, edges).values() if rank]
+    plain = all(saved.terms[a].algorithm == "lora" for a in edges)
+    more = {
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
+        "ss_network_dim": str(max(ranks, default=0)),
+    }
+    peft_format.save(folder / "adapter.safetensors", tensors, about, more)
+
+
+def _tensors(edges: Mapping[str, SiteEdge]) -> Iterator[tuple[str, str, Tensor]]:
+    """Each parameter of each edge, a bias as the whole bias that files hold."""
+    for address, edge in edges.items():
+        for name, parameter in edge.named_parameters():
+            site = edge.base()
+            if name in edge.biases and site is not None:
+                yield address, name, parameter + site.get_parameter("bias")
+            else:
+                yield address, name, parameter
+
+
+def _alphas(saved: Saved, edges: Mapping[str, SiteEdge]) -> dict[str, tuple[int, float]]:
+    """Rank and alpha of each layer that has them, under the format's own rule of the two."""
+    rooted = bool(saved.settings.get("use_rslora")) and saved.format != "kohya"
+    found: dict[str, tuple[int, float]] = {}
+    for address in edges:
+        term = saved.terms[address]
+        if term.algorithm in ("lora", "loha", "lokr"):
+            rank = term.rank or 1
+            root = math.sqrt(rank) if rooted else rank
+            found[address] = (rank, _whole(term.scaling * root))
+    return found
+
+
+def _layer(edge: SiteEdge) -> str:
+    site = edge.base()
+    return "" if site is None or isinstance(edge, NormEdge) else Layer.of(site, "").kind
+
+
+def _dims(edges: Mapping[str, SiteEdge], address: str) -> int:
+    site = edges[address].base()
+    return 2 if site is None else site.get_parameter("weight").dim()
+
+
+def _whole(value: float) -> float:
+    """An alpha without the rounding that dividing by a root left."""
+    near = round(value, 6)
+    return int(near) if near == int(near) else near
+
+
+def _targets(terms: list[str], sites: SiteView) -> tuple[str, ...]:
+    """The last names of the targets where these single out the very same layers, else addresses."""
+    names = sorted({address.rpartition(".")[2] for address in terms})
+    same = {
+        a
+        for a, s in sites.all.items()
+        if s.module is not None and any(a == n or a.endswith(f".{n}") for n in names)
+    }
+    return tuple(names if same == set(terms) else sorted(terms))
+
+
+def _no_place(form: str, why: str) -> InarchError:
+    return InarchError(
+        "IA408",
+        f"the adapter can't be saved in {form}'s format",
+        why=why,
+        remedy='name another: inarch.adapter(..., format="kohya")',
+    )
+
+
+_WRITE = {"peft": _peft, "diffusers": _diffusers, "kohya": _kohya}
