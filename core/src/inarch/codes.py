@@ -73,6 +73,8 @@ CODES: Final[dict[str, str]] = {
     "IA504": "a setting of generation outside of its range",
     "IA505": "an input of the wrong kind",
     "IA506": "a model that can't do this",
+    "IA507": "an input that an adapter needs and that is not given",
+    "IA508": "an input the model does not have",
     "IA511": "unknown rotary positions",
     # 7xx the command line
     "IA701": "a command used wrongly",

@@ -3,7 +3,19 @@
 from inarch.adapters.adapter import Adapter, SiteView, TargetSite
 from inarch.adapters.edge import Edge
 from inarch.adapters.example import Example
+from inarch.adapters.inputs import AddedInput, Request
 from inarch.adapters.member import Member, Members
 from inarch.adapters.model import Model
 
-__all__ = ["Adapter", "Edge", "Example", "Member", "Members", "Model", "SiteView", "TargetSite"]
+__all__ = [
+    "Adapter",
+    "AddedInput",
+    "Edge",
+    "Example",
+    "Member",
+    "Members",
+    "Model",
+    "Request",
+    "SiteView",
+    "TargetSite",
+]

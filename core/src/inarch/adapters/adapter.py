@@ -14,6 +14,7 @@ import msgspec
 from torch import nn
 
 from inarch.adapters.example import Example
+from inarch.adapters.inputs import AddedInput, Request
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
 from inarch.tree.address import compiled
@@ -122,6 +123,33 @@ class Adapter(ABC):
             example: the model's own inputs, whose batch, sizes and device these must suit.
         """
         return {}
+
+    def inputs(self) -> Sequence[AddedInput]:
+        """The inputs of the whole model that its edits ask for, once they were made."""
+        return ()
+
+    def read_input(self, added: AddedInput, value: Any, request: Request) -> Mapping[str, Any]:
+        """What the trees get for a value that a user gave.
+
+        Args:
+            added: one of `inputs()`.
+            value: as it was given.
+            request: what the value must suit. One row serves for all, where they are equal.
+
+        Returns:
+            Values by the names of the trees' inputs.
+
+        Raises:
+            InarchError: IA505 for a value that can't be one.
+        """
+        return {added.name: value}
+
+    def acts(self, start: float, end: float) -> bool:
+        """Whether it does anything in a step of sampling, from one share done to another.
+
+        A step in which it does nothing is run by the model without it.
+        """
+        return True
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save the adapter in its own format.

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+
+@runtime_checkable
+class Settled(Protocol):
+    """A module of an adapter that is told when its parameters are filled: see `Edge.settle`."""
+
+    def settle(self, site: nn.Module | None, *, loaded: bool) -> None: ...
 
 
 class Edge(nn.Module):

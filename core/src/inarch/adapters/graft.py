@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from inarch.adapters.adapter import Adapter, SiteView
-from inarch.adapters.edge import Edge
+from inarch.adapters.edge import Edge, Settled
 from inarch.adapters.member import Member
 from inarch.errors import InarchError
 from inarch.plugins import index, load_object, locate_weights
@@ -219,19 +219,21 @@ def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
 
 def _parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
     """The modules an edit brings, each with the label it has in the step."""
-    if isinstance(edit.step, nn.Module):
-        yield "", edit.step
-        return
+    labelled: set[int] = set()
     for step in walk(edit.step):
         if isinstance(step, Labelled) and isinstance(step.step, nn.Module):
+            labelled.add(id(step.step))
             yield step.label, step.step
+        elif isinstance(step, nn.Module) and id(step) not in labelled:
+            yield "", step
 
 
 def _modules(edits: Iterable[Edit]) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {}
     for edit in edits:
         for label, module in _parts(edit):
-            address = ".".join(part for part in (edit.address, label) if part)
+            at = edit.label if edit.kind == "provide" else ""
+            address = ".".join(part for part in (edit.address, at, label) if part)
             if modules.setdefault(address, module) is not module:
                 address = f"{address}:{edit.kind}"
                 modules[address] = module
@@ -257,6 +259,8 @@ def _check_fills(spec: AdapterSpec, edits: Iterable[Edit], header: WeightsHeader
     for edit in edits:
         for name, _, _, parameter in _parameters(edit):
             key = edit.fills.get(name)
+            if key is None and name in edit.copies:
+                continue
             if key is None or key not in keys:
                 wrong.append(f"{edit.address} ({name}) has no tensor {key or ''}".rstrip())
             elif tuple(header.shape(key)) != tuple(parameter.shape):
@@ -278,9 +282,13 @@ def _check_fills(spec: AdapterSpec, edits: Iterable[Edit], header: WeightsHeader
 def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> None:
     """Fill what the edit brings from the file straight onto the site's device, or initialise it."""
     device, dtype = _placement(edit, sites)
+    copied: set[nn.Module] = set()
     for name, module, own, parameter in list(_parameters(edit)):
-        if header is not None:
+        if header is not None and name in edit.fills:
             value = header.load(edit.fills[name], device, dtype)
+        elif name in edit.copies:
+            value = _parameter(sites, edit.copies[name]).detach().clone()
+            copied.add(module)
         else:
             value = torch.empty_like(parameter, device=device, dtype=dtype)
         module._parameters[own] = nn.Parameter(value, requires_grad=False)
@@ -290,10 +298,11 @@ def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> N
                 if buffer is not None and buffer.is_meta and own != "scale":
                     module._buffers[own] = torch.zeros_like(buffer, device=device)
             fresh = getattr(module, "reset_parameters", None)
-            if header is None and fresh is not None:
+            if header is None and fresh is not None and module not in copied:
                 fresh()
             if isinstance(module, Edge):
                 module.place(device)
+            if isinstance(module, Settled):
                 site = sites.all.get(edit.address)
                 module.settle(None if site is None else site.module, loaded=header is not None)
         part.eval()
@@ -303,8 +312,17 @@ def _placement(edit: Edit, sites: SiteView) -> tuple[torch.device, torch.dtype]:
     """The device and dtype of the weights at the site, or of the tree around it."""
     site = sites.all.get(edit.address)
     near = [] if site is None or site.module is None else list(site.module.parameters())
-    tree = sites.trees[site.tree if site is not None else next(iter(sites.trees))]
+    named = edit.address.partition(".")[0] if site is None else site.tree
+    tree = sites.trees.get(named) or next(iter(sites.trees.values()))
     parameter = next(iter(near), None)
     if parameter is None:
         parameter = next(tree.parameters())
     return parameter.device, parameter.dtype
+
+
+def _parameter(sites: SiteView, address: str) -> nn.Parameter:
+    """A parameter of the base, by the address that begins with its tree's name."""
+    name, _, rest = address.partition(".")
+    if "" in sites.trees:
+        return sites.trees[""].get_parameter(address)
+    return sites.trees[name].get_parameter(rest)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from inarch.adapters.adapter import SiteView
 from inarch.adapters.example import Example
 from inarch.adapters.graft import filled, split
+from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.errors import InarchError
@@ -127,6 +128,25 @@ class Model:
             for key, where in tree.inputs.items():
                 inputs[key] = inputs.get(key, ()) + tuple(_joined(name, a) for a in where)
         return inputs
+
+    def read_inputs(self, given: Mapping[str, Any], request: Request) -> dict[str, Any]:
+        """What the trees get for the inputs that adapters added, each read by its adapter.
+
+        Args:
+            given: a user's values by name.
+            request: what a task is about to do, which the values must suit.
+
+        Raises:
+            InarchError: IA507 where an adapter's input is missing, IA508 for one that none asks
+                for, IA505 for a value that can't be one.
+        """
+        return read_inputs(self.adapters, given, request)
+
+    def resting(self, start: float, end: float) -> tuple[str, ...]:
+        """The adapters that do nothing in a step of sampling, from one share done to another."""
+        return tuple(
+            m.name for m in self.adapters if not m.merged and not m.adapter.acts(start, end)
+        )
 
     def select(
         self,

@@ -184,7 +184,7 @@ class Chain(nn.Module):
         self._generate()
 
     def _generate(self) -> None:
-        self.form = form_of(self.program, self.interface, _Modules(self))
+        self.form = form_of(self.program, self.interface, ModulesOf(self))
         self.forward = MethodType(self.form.function, self)
 
     def _twin(self) -> Self:
@@ -253,7 +253,7 @@ class Chain(nn.Module):
         return result
 
 
-class _Modules(Mapping[str, nn.Module]):
+class ModulesOf(Mapping[str, nn.Module]):
     """A Chain's modules by dotted name, looked up when asked."""
 
     def __init__(self, chain: Chain) -> None:

@@ -42,6 +42,8 @@ class Edit:
         inputs: inputs of the whole model that the step newly asks for.
         reads: addresses of weights or structure the edit was made from.
         fills: for each parameter of the step's module, the key of the file that holds it.
+        copies: for a parameter of the step's module that no file fills, the base's parameter it
+            begins as, by its address.
         export: whether a tapped value leaves its Chain.
         label: what the modules of `provide` are called; `SITE` elsewhere.
     """
@@ -54,6 +56,7 @@ class Edit:
     inputs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     fills: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    copies: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     export: bool = False
     label: str = "provided"
 
@@ -193,10 +196,15 @@ def _place(plan: _Plan, tree: Chain, address: str, edit: Edit) -> None:
     plan.sites.setdefault(name, []).append(edit)
 
 
+def is_final(module: nn.Module) -> bool:
+    """Whether a module was compiled or sharded in place, for the one tree that holds it."""
+    return module.__dict__.get("_compiled_call_impl") is not None or _sharded(module)
+
+
 def _refuse_final(tree: Chain) -> None:
     for name, module in tree.named_modules():
         compiled_in_place = module.__dict__.get("_compiled_call_impl") is not None
-        if compiled_in_place or _sharded(module):
+        if is_final(module):
             raise InarchError(
                 "IA108",
                 f"a tree that was {'compiled' if compiled_in_place else 'sharded'} can't be edited",

@@ -14,6 +14,8 @@ from inarch.weights.checkpoint import read_json
 from inarch.weights.header import PICKLES, TensorInfo, read_header
 
 _NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter.safetensors")
+# diffusers keeps a model's settings beside `diffusion_pytorch_model.safetensors`.
+_MODEL = "diffusion_pytorch_model"
 
 
 class WeightsHeader:
@@ -21,7 +23,8 @@ class WeightsHeader:
 
     Attributes:
         path: the safetensors file.
-        settings: what stands in adapter_config.json beside it, if anything.
+        settings: what stands in adapter_config.json beside it, or in config.json beside a
+            diffusion_pytorch_model.safetensors, if anything.
         metadata: the file's own strings.
         used: the keys that `read` was asked for.
     """
@@ -69,9 +72,7 @@ def open_adapter(path: str | Path) -> WeightsHeader:
     """
     path = Path(path)
     if path.is_file() or not path.exists():
-        settings = path.parent / "adapter_config.json"
-        beside = path.name in _NAMES and settings.is_file()
-        return WeightsHeader(path, read_json(settings) if beside else {})
+        return WeightsHeader(path, _settings(path))
     found = [path / name for name in _NAMES if (path / name).is_file()]
     found = found or sorted(path.glob("*.safetensors"))
     if len(found) != 1:
@@ -87,4 +88,15 @@ def open_adapter(path: str | Path) -> WeightsHeader:
             remedy="pass the file itself" if found else "pass the folder the adapter was saved in",
         )
     settings = path / "adapter_config.json"
-    return WeightsHeader(found[0], read_json(settings) if settings.is_file() else {})
+    return WeightsHeader(
+        found[0], read_json(settings) if settings.is_file() else _settings(found[0])
+    )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What stands beside a file of a known name."""
+    name = "adapter_config.json" if path.name in _NAMES else ""
+    if path.name.startswith(f"{_MODEL}."):
+        name = "config.json"
+    beside = path.parent / name
+    return read_json(beside) if name and beside.is_file() else {}
