@@ -16,6 +16,7 @@ import inarch
 import inarch.adapters.graft
 from inarch.adapters import Adapter, AddedInput, Model, Request, SiteView
 from inarch.errors import InarchError
+from inarch.plugins.manifest import AdapterEntry
 from inarch.tree import Edit, Seq, Use
 
 WIDTH = 6
@@ -56,7 +57,7 @@ class Tower(Adapter):
 def tower(plugins: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tower is installed beside core's own two."""
     graft, others = inarch.adapters.graft, inarch.adapters.graft.load_object
-    graft.index().adapters["tower"] = Tower
+    graft.index().adapters["tower"] = AdapterEntry(id="tower")
     monkeypatch.setattr(
         graft, "load_object", lambda group, name: Tower if name == "tower" else others(group, name)
     )
