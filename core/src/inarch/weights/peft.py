@@ -1,0 +1,87 @@
+"""PEFT's folder, as far as all of its methods share it: targets by name, and how it is written.
+
+Source: PEFT's `check_target_module_exists` and `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+PREFIX = "base_model.model."
+"""What stands before the address of a layer in a key."""
+
+
+def targeted(settings: Mapping[str, Any], address: str) -> bool:
+    """Whether PEFT's settings would adapt the module at an address."""
+    targets: str | list[str] | None = settings.get("target_modules")
+    if targets is None or targets == "all-linear":
+        return False
+    if matches(settings.get("exclude_modules"), address) or not matches(targets, address):
+        return False
+    layers = settings.get("layers_to_transform")
+    if isinstance(targets, str) or layers is None or layers == []:
+        return True
+    patterns = settings.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", address)
+        if found:
+            return int(found["layer"]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def matches(targets: str | list[str] | None, address: str) -> bool:
+    """Whether an address is one of the names or ends in one, or matches the whole expression."""
+    if not targets:
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, address) is not None
+    return any(address == t or address.endswith(f".{t}") for t in targets)
+
+
+def target_names(addresses: Collection[str], layers: Collection[str]) -> list[str]:
+    """The last names of some layers where these single them out among all, else addresses.
+
+    Args:
+        addresses: of the layers to name.
+        layers: the addresses of all the model's modules.
+    """
+    names = sorted({address.rpartition(".")[2] for address in addresses})
+    same = {address for address in layers if matches(names, address)}
+    return names if same == set(addresses) else sorted(addresses)
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    about: Mapping[str, str],
+    *,
+    name: str = "adapter_model.safetensors",
+) -> None:
+    """Write `adapter_config.json` and the tensors, each file whole or not at all.
+
+    Args:
+        folder: where to.
+        config: the settings.
+        tensors: by the file's keys.
+        about: `base` and `fingerprint` of the model, where known.
+        name: of the file of tensors.
+    """
+    metadata = {"format": "pt"}
+    if "fingerprint" in about:
+        metadata["inarch.base_fingerprint"] = about["fingerprint"]
+    if "base" in about:
+        metadata["inarch.base"] = about["base"]
+    partial = folder / f".{name}.partial"
+    save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
+    partial.replace(folder / name)
+    text = folder / ".adapter_config.json.partial"
+    text.write_text(json.dumps(config, indent=2) + "\n")
+    text.replace(folder / "adapter_config.json")
