@@ -10,6 +10,8 @@ import torch
 from inarch.weights import blank
 from inarch_stable_diffusion.unet import unet
 from inarch_stable_diffusion.unet_config import parse_unet
+from inarch_stable_diffusion.vae import vae
+from inarch_stable_diffusion.vae_config import parse_vae
 
 # What the published unet/config.json files say, where it is not diffusers' default.
 SD1 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -58,6 +60,14 @@ UNETS = {
     "sdxl inpainting": (SDXL | {"in_channels": 9}, 2_567_478_084),
     "sdxl refiner": (REFINER, None),
 }
+# SDXL's is the same, but for sample_size 1024 and scaling_factor 0.13025.
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "sample_size": 512,
+}
 
 
 @pytest.mark.parametrize("name", UNETS, ids=lambda name: name.replace(" ", "_"))
@@ -72,6 +82,16 @@ def test_a_unet_has_every_key_and_shape_of_the_published_one(name: str) -> None:
     assert actual == expected
     published = sum(shape.numel() for shape in actual.values())
     assert count in (published, None)
+
+
+def test_the_autoencoder_has_every_key_and_shape_of_the_published_one() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        theirs = diffusers.AutoencoderKL(**VAE)
+    with blank():
+        ours = vae(parse_vae(dict(theirs.config)))
+    assert _shapes(ours) == _shapes(theirs)
+    assert sum(shape.numel() for shape in _shapes(ours).values()) == 83_653_863
 
 
 def _shapes(module: Any) -> dict[str, torch.Size]:

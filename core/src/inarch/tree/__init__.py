@@ -2,6 +2,7 @@
 
 from inarch.tree.chain import Chain
 from inarch.tree.edit import Edit
+from inarch.tree.part import part
 from inarch.tree.select import Found, Selection
 from inarch.tree.steps import (
     Concat,
@@ -35,4 +36,5 @@ __all__ = [
     "Seq",
     "Sum",
     "Use",
+    "part",
 ]

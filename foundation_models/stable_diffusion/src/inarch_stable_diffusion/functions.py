@@ -67,6 +67,9 @@ def sinusoids(numbers: Tensor, width: int, flip: bool, shift: float) -> Tensor:
     return F.pad(waves, (0, 1)) if width % 2 else waves
 
 
+ACTIVATION = {"silu": F.silu, "swish": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
+
+
 def over_pixels(x: Tensor) -> Tensor:
     """[batch, channels] to [batch, channels, 1, 1]."""
     return x[:, :, None, None]
@@ -112,3 +115,18 @@ def geglu(x: Tensor) -> Tensor:
 def enlarge(x: Tensor, like: Tensor) -> Tensor:
     """Repeat pixels up to the height and width of `like`, twice its own or one less."""
     return F.interpolate(x, size=like.shape[-2:], mode="nearest")
+
+
+def double(x: Tensor) -> Tensor:
+    """Repeat pixels to twice the height and width."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def pad_below(x: Tensor) -> Tensor:
+    """A row of zeros below and a column on the right."""
+    return F.pad(x, (0, 1, 0, 1))
+
+
+def mean_of(moments: Tensor) -> Tensor:
+    """The mean of a normal distribution from its mean and logarithmic variance, in channels."""
+    return moments.chunk(2, dim=1)[0]

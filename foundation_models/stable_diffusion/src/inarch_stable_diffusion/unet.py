@@ -12,12 +12,12 @@ from __future__ import annotations
 from functools import partial
 
 from torch import nn
-from torch.nn import functional as F
 
 from inarch.nn import merge_heads, split_heads
 from inarch.tree import Chain, Concat, Export, Identity, Let, Parallel, Residual, Seq, Sum, Use
 from inarch.tree.steps import Step
 from inarch_stable_diffusion.functions import (
+    ACTIVATION,
     added_conditions,
     attend,
     enlarge,
@@ -30,8 +30,6 @@ from inarch_stable_diffusion.functions import (
     to_tokens,
 )
 from inarch_stable_diffusion.unet_config import UNetConfig
-
-ACTIVATION = {"silu": F.silu, "swish": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
 
 
 def unet(c: UNetConfig) -> Chain:

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from inarch.errors import InarchError
+from inarch_stable_diffusion.functions import ACTIVATION
 
-ACTIVATIONS = ("silu", "swish", "gelu", "mish", "relu")
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP = ("UpBlock2D", "CrossAttnUpBlock2D")
 _MID = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
@@ -125,7 +125,7 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     }
     same = ("in_channels", "out_channels", "norm_eps", "flip_sin_to_cos", "freq_shift")
     settings |= {name: given[name] for name in same if name in given}
-    if activation not in ACTIVATIONS:
+    if activation not in ACTIVATION:
         raise ValueError(f"the activation `{activation}` is not known")
     for width, heads in zip(widths, settings["heads"], strict=True):
         if width % heads or width % settings["norm_groups"]:
