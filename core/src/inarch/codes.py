@@ -75,6 +75,7 @@ CODES: Final[dict[str, str]] = {
     "IA506": "a model that can't do this",
     "IA507": "an input that an adapter needs and that is not given",
     "IA508": "an input the model does not have",
+    "IA509": "a library that an input needs and that is not installed",
     "IA511": "unknown rotary positions",
     # 7xx the command line
     "IA701": "a command used wrongly",
