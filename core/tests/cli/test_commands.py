@@ -70,7 +70,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     folder = tmp_path / "site"
     folder.mkdir()
-    install(folder, "inarch-llama", MODEL, "[inarch.models]\nllama = inarch_llama:Llama\n", BROKEN)
+    install(
+        folder, "inarch-meadow", MODEL, "[inarch.models]\nllama = inarch_meadow:Llama\n", BROKEN
+    )
     install(
         folder,
         "inarch-adapters",
@@ -92,9 +94,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_models_lists_what_is_installed(site: Path, capsys: Any) -> None:
     assert run("models") == 0
-    out = capsys.readouterr().out
-    assert "llama" in out
-    assert "Language models" in out
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["id", "kind", "package", "summary"]
+    assert ["llama", "model", "inarch-meadow"] in [row.split()[:3] for row in rows]
 
 
 def test_adapters_for_a_model_are_those_whose_roles_it_has(site: Path, capsys: Any) -> None:

@@ -18,6 +18,10 @@ from inarch.plugins.hooks import hook
 @click.argument("model")
 @click.option("--adapter", default="lora", show_default=True, help="The plugin to train with.")
 @click.option("--name", help="The adapter's name; by default the plugin's id.")
+@click.option("--weights", help="Go on from these weights of it; by default it starts fresh.")
+@click.option(
+    "--with", "extra", metavar="ADAPTER[=SCALE]", multiple=True, help="Act too, and stay as is."
+)
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="JSON lines.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Of the plugin.")
@@ -43,6 +47,8 @@ def train(
     model: str,
     adapter: str,
     name: str | None,
+    weights: str | None,
+    extra: tuple[str, ...],
     data: Path,
     out: Path,
     options: tuple[str, ...],
@@ -56,6 +62,7 @@ def train(
 
     \b
     inarch train smollm2 --data pirate.jsonl --out pirate --rank 8 --steps 200
+    inarch train smollm2 --with pirate --data both.jsonl --out json --name json
 
     A line of the file is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.
     Ctrl-C saves; the same command with --resume goes on.
@@ -70,14 +77,14 @@ def train(
     given = dict(_option(text) for text in options)
     if rank is not None:
         given["rank"] = rank
-    base, _ = opened(model, device=device, dtype=dtype)
+    base, beside = opened(model, extra, device=device, dtype=dtype)
     if not isinstance(base, LanguageModel):
         raise InarchError(
             "IA704", f"`{model}` is no language model, so there is no text to train on"
         )
     torch.manual_seed(settings["seed"])
-    adapted = base.adapt(inarch.adapter(adapter, name=name, **given))
-    [member] = adapted.adapters
+    adapted = beside.adapt(inarch.adapter(adapter, weights=weights, name=name, **given))
+    *_, member = adapted.adapters
     count = sum(p.numel() for p in member.parameters().values())
     output = Output(as_json, "train")
     if not as_json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -61,8 +62,17 @@ def load_state(
             where=str(file),
             remedy="leave --resume out to begin one",
         )
-    facts: dict[str, Any] = json.loads(file.read_text())
-    tensors = load_file(file.parent / facts["tensors"])
+    try:
+        facts: dict[str, Any] = json.loads(file.read_text())
+        tensors = load_file(file.parent / facts["tensors"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InarchError(
+            "IA603",
+            "the state of the run to resume can't be read",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}",
+            remedy="leave --resume out to begin anew",
+        ) from None
     known = {n.removeprefix("parameter.") for n in tensors if n.startswith("parameter.")}
     if known != set(parameters):
         raise InarchError(
