@@ -45,6 +45,7 @@ def load(
     checkpoint = open_checkpoint(path)
     entry = index().model_for(checkpoint.config, str(path))
     family: type[Model] = load_object("inarch.models", entry.id)
+    checkpoint = family.reading(checkpoint)
     config = family.parse_config(checkpoint.config)
     with blank():
         trees = family.build(config)

@@ -73,6 +73,14 @@ class Model:
         self._sites: SiteView | None = None
 
     @classmethod
+    def reading(cls, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint as this family reads it: the same, or one that presents it otherwise.
+
+        For names that files of one family have in two ways, and tokenizers in files of their own.
+        """
+        return checkpoint
+
+    @classmethod
     def parse_config(cls, config: dict[str, Any]) -> Any:
         """The family's configuration from a checkpoint's; unsupported settings are errors."""
         raise NotImplementedError

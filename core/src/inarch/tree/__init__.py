@@ -1,5 +1,6 @@
 """The tree: what a foundation model is written as. It knows torch.nn and no adapter."""
 
+from inarch.tree.branch import branch
 from inarch.tree.chain import Chain
 from inarch.tree.edit import Edit
 from inarch.tree.part import part
@@ -36,5 +37,6 @@ __all__ = [
     "Seq",
     "Sum",
     "Use",
+    "branch",
     "part",
 ]
