@@ -14,6 +14,7 @@ from inarch.weights import blank, fill, open_checkpoint
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
+    from inarch.weights import Checkpoint
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -30,9 +31,9 @@ def load(
     one shares them: adapting copies none, and moving or casting them in one would in all.
 
     Args:
-        source: a transformers folder, a file of an installed format, the id of a checkpoint that a
-            package ships (`inarch models` lists them), or `owner/name` on the hub with the extra
-            `hub` installed.
+        source: a folder of transformers or diffusers, a file of an installed format, the id of a
+            checkpoint that a package ships (`inarch models` lists them), or `owner/name` on the
+            hub with the extra `hub` installed.
         device: as torch names it.
         dtype: of the weights, such as "bfloat16"; None keeps the file's own.
 
@@ -51,7 +52,10 @@ def load(
         trees = family.build(config)
     for name, tree in trees.items():
         prefix = f"{name}." if name else ""
-        fill(tree, checkpoint, kind, place, ignored=family.ignored, prefix=prefix)
+        stored = _stored(checkpoint, prefix)
+        wanted = family.dtype_of(config, name, kind or stored)
+        asked = None if kind is None and wanted == stored else wanted
+        fill(tree, checkpoint, asked, place, ignored=family.ignored, prefix=prefix)
         tree.requires_grad_(False).eval()
     return family(
         trees,
@@ -61,6 +65,12 @@ def load(
         tokenizer=checkpoint.tokenizer(),
         family=entry.id,
     )
+
+
+def _stored(checkpoint: Checkpoint, prefix: str) -> torch.dtype:
+    """The dtype of a tree's first floating-point tensor in its file."""
+    infos = (i for n, i in checkpoint.tensors.items() if n.startswith(prefix))
+    return next((i.dtype for i in infos if i.dtype.is_floating_point), torch.float32)
 
 
 def _located(source: str | Path) -> Path:

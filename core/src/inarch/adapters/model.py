@@ -81,6 +81,11 @@ class Model:
         return checkpoint
 
     @classmethod
+    def dtype_of(cls, config: Any, tree: str, dtype: torch.dtype) -> torch.dtype:
+        """The dtype a tree is loaded in where `dtype` was asked for, or is the file's own."""
+        return dtype
+
+    @classmethod
     def parse_config(cls, config: dict[str, Any]) -> Any:
         """The family's configuration from a checkpoint's; unsupported settings are errors."""
         raise NotImplementedError

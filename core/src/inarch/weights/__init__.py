@@ -6,16 +6,20 @@ from inarch.weights.checkpoint import Checkpoint, FolderCheckpoint, open_checkpo
 from inarch.weights.fill import fill
 from inarch.weights.fingerprint import combined, fingerprint, sample_offsets
 from inarch.weights.header import TensorInfo, read_header
+from inarch.weights.parts import PartsCheckpoint, RenamedCheckpoint, missing_part
 
 __all__ = [
     "Checkpoint",
     "FolderCheckpoint",
+    "PartsCheckpoint",
+    "RenamedCheckpoint",
     "TensorInfo",
     "WeightsHeader",
     "blank",
     "combined",
     "fill",
     "fingerprint",
+    "missing_part",
     "open_adapter",
     "open_checkpoint",
     "read_header",

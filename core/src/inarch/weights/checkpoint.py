@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inarch.errors import InarchError
 from inarch.plugins import index, load_object
+from inarch.weights.files import weights_of
 from inarch.weights.fingerprint import fingerprint
 from inarch.weights.header import PICKLES, Header, TensorInfo, read_header
 
@@ -51,7 +52,7 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a transformers folder, or a file or folder of an installed format.
+    """Open a folder of transformers or diffusers, or a file or folder of an installed format.
 
     Raises:
         InarchError: IA201 to IA204.
@@ -79,6 +80,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "a transformers checkpoint is a folder",
             remedy="pip install inarch-gguf" if path.suffix == ".gguf" else "pass the folder",
         )
+    if (path / "model_index.json").is_file():
+        from inarch.weights.parts import open_parts
+
+        return open_parts(path)
     return FolderCheckpoint(path)
 
 
@@ -97,7 +102,7 @@ def _format_of(path: Path) -> str | None:
 
 
 class FolderCheckpoint:
-    """A transformers folder: config.json, safetensors in one file or in shards, a tokenizer."""
+    """A model's folder: config.json, safetensors in one file or in shards, a tokenizer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,6 +117,8 @@ class FolderCheckpoint:
             )
         self._open: dict[Path, Any] = {}
         self.config = read_json(path / "config.json")
+        if "_class_name" in self.config:  # diffusers' word for it
+            self.config.setdefault("architectures", [self.config["_class_name"]])
         settings = path / "generation_config.json"
         self.generation_config = read_json(settings) if settings.is_file() else {}
 
@@ -125,22 +132,10 @@ class FolderCheckpoint:
 
     @cached_property
     def _headers(self) -> list[Header]:
-        listed = self.path / "model.safetensors.index.json"
-        if listed.is_file():
-            return self._sharded(read_json(listed), listed)
-        single = self.path / "model.safetensors"
-        if single.is_file():
-            return [read_header(single)]
-        pickles = sorted(p for p in self.path.iterdir() if p.suffix in PICKLES)
-        if pickles:
-            read_header(pickles[0])
-        raise InarchError(
-            "IA204",
-            f"`{self.path.name}` holds no weights",
-            where=str(self.path),
-            why="there is neither model.safetensors nor model.safetensors.index.json",
-            remedy="put the safetensors files beside config.json",
-        )
+        found = weights_of(self.path)
+        if found.suffix == ".json":
+            return self._sharded(read_json(found), found)
+        return [read_header(found)]
 
     def _sharded(self, listed: dict[str, Any], path: Path) -> list[Header]:
         """The shards' headers, held against the index that names them."""
