@@ -85,6 +85,11 @@ CODES: Final[dict[str, str]] = {
     "IA705": "a package that can't be begun",
     "IA706": "a command of a package that is not installed",
     # 8xx plans, locks and what manifests promise
+    "IA802": "a plan that is stale",
+    "IA803": "a file that is no plan",
+    "IA805": "a stack that changes the model's outputs unsaid",
+    "IA806": "not enough memory",
+    "IA807": "a patched model that does not run",
     "IA811": "edits the manifest doesn't name",
     "IA812": "a declaration about an unknown adapter",
 }

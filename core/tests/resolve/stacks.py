@@ -44,6 +44,7 @@ class Made(Adapter):
     class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         do: tuple[str, ...] = ("add layers.0.fc",)
         reads: tuple[str, ...] = ()
+        fills: dict[str, str] = {}
 
     def edits(self, sites: SiteView, weights: Any) -> Iterable[Edit]:
         for line in self.options.do:
@@ -61,7 +62,13 @@ class Made(Adapter):
                 yield Edit.add(where, step, self.name, inputs=tuple(rest))
             else:
                 make: Any = getattr(Edit, kind)
-                yield make(where, Term(), self.name, reads=self.options.reads)
+                yield make(
+                    where,
+                    Term(),
+                    self.name,
+                    reads=self.options.reads,
+                    fills=dict(self.options.fills),
+                )
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ def draft_of(spec: AdapterSpec, model: Model) -> Draft:
         edits = tuple(adapter.edits(model.sites, header))
     edits = tuple(_expanded(edits, model.pristine))
     _check_fills(spec, edits, header)
+    _check_scale(spec, edits)
     return Draft(spec, entry.id, entry, adapter, header, edits)
 
 
@@ -113,10 +114,38 @@ def filled(draft: Draft, model: Model) -> Member:
     for edge in member.edges:
         edge.strength = spec.scale
         edge.rescale(spec.scale)
-    if spec.scale != 1.0 and not list(member.edges):
-        member.scale = spec.scale
     member.trainable = header is None
     return member
+
+
+def sketched(draft: Draft, sites: SiteView) -> tuple[Edit, ...]:
+    """A draft's edits on the meta device, settled at the sites of a tree that is there as well.
+
+    The edits are the draft's own, so a draft that was sketched is not filled any more.
+    """
+    for edit in draft.edits:
+        _, dtype = _placement(edit, sites)
+        site = sites.all.get(edit.address)
+        for _, module, own, parameter in list(_parameters(edit)):
+            value = torch.empty_like(parameter, device="meta", dtype=dtype)
+            module._parameters[own] = nn.Parameter(value, requires_grad=False)
+        for _, part in parts(edit):
+            part.to("meta").eval()
+            for module in part.modules():
+                if isinstance(module, Edge):
+                    module.settle(site and site.module, loaded=draft.header is not None)
+    return draft.edits
+
+
+def _check_scale(spec: AdapterSpec, edits: Iterable[Edit]) -> None:
+    brought = (part for edit in edits for _, part in parts(edit))
+    if spec.scale != 1.0 and not any(isinstance(m, Edge) for b in brought for m in b.modules()):
+        raise InarchError(
+            "IA409",
+            f"the adapter `{spec.name}` has no scale",
+            why=f"adapters of kind {spec.use} act fully or not at all",
+            remedy="leave the scale at 1.0",
+        )
 
 
 def _located(spec: AdapterSpec, model: Model) -> tuple[AdapterEntry, Path | None]:
@@ -217,7 +246,7 @@ def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
     return name, dataclasses.replace(edit, address=rest)
 
 
-def _parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
+def parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
     """The modules an edit brings, each with the label it has in the step."""
     labelled: set[int] = set()
     for step in walk(edit.step):
@@ -231,7 +260,7 @@ def _parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
 def _modules(edits: Iterable[Edit]) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {}
     for edit in edits:
-        for label, module in _parts(edit):
+        for label, module in parts(edit):
             at = edit.label if edit.kind == "provide" else ""
             address = ".".join(part for part in (edit.address, at, label) if part)
             if modules.setdefault(address, module) is not module:
@@ -242,7 +271,7 @@ def _modules(edits: Iterable[Edit]) -> dict[str, nn.Module]:
 
 def _parameters(edit: Edit) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """Each parameter: its name in the step, its owner, its name there, and itself."""
-    for label, part in _parts(edit):
+    for label, part in parts(edit):
         for path, module in part.named_modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
@@ -292,7 +321,7 @@ def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> N
         else:
             value = torch.empty_like(parameter, device=device, dtype=dtype)
         module._parameters[own] = nn.Parameter(value, requires_grad=False)
-    for _, part in _parts(edit):
+    for _, part in parts(edit):
         for module in part.modules():
             for own, buffer in module._buffers.items():
                 if buffer is not None and buffer.is_meta and own != "scale":

@@ -209,9 +209,10 @@ class Model:
         """
         from inarch.resolve.digest import digest, identity
 
-        members = {
-            m.name: identity(m.spec, m.kind, m.edits, m.header, m.scale) for m in self.adapters
-        }
+        told = [
+            identity(m.adapter.options, m.kind, m.edits, m.header, m.scale) for m in self.adapters
+        ]
+        members = dict(zip(self.adapters.names, told, strict=True))
         return digest(self.order.names, members, (m.name for m in self.adapters if m.merged))
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -12,16 +12,22 @@ if TYPE_CHECKING:
     from inarch.resolve.arrange import Order as Order
     from inarch.resolve.arrange import arrange as arrange
     from inarch.resolve.meeting import Verdict as Verdict
+    from inarch.resolve.plan import Plan as Plan
+    from inarch.resolve.plan import resolve as resolve
+    from inarch.resolve.plan import schema as schema
     from inarch.resolve.refusal import Refused as Refused
 
 _PUBLIC = {
+    "Plan": "inarch.resolve.plan",
     "Order": "inarch.resolve.arrange",
     "Refused": "inarch.resolve.refusal",
     "Verdict": "inarch.resolve.meeting",
     "arrange": "inarch.resolve.arrange",
+    "resolve": "inarch.resolve.plan",
+    "schema": "inarch.resolve.plan",
 }
 
-__all__ = ["Order", "Refused", "Verdict", "arrange"]
+__all__ = ["Order", "Plan", "Refused", "Verdict", "arrange", "resolve", "schema"]
 
 
 def __getattr__(name: str) -> Any:

@@ -145,7 +145,7 @@ def _verdict(
     follows: Mapping[str, Sequence[str]],
 ) -> Verdict:
     reason = meeting.reason.replace("{a}", f"`{a}`").replace("{b}", f"`{b}`")
-    at = meeting.decisive + tuple(sorted(meeting.at.difference(meeting.decisive)))
+    at = meeting.at
     if not meeting.matters:
         return Verdict(a, b, "commute", reason, at)
     if not meeting.forward and not meeting.backward:

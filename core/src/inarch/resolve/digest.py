@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from inarch.stack import AdapterSpec
+import msgspec
+
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader, fingerprint
 
@@ -26,7 +27,7 @@ def digest(
 
 
 def identity(
-    spec: AdapterSpec,
+    options: Any,
     kind: str,
     edits: Iterable[Edit],
     header: WeightsHeader | None,
@@ -38,9 +39,14 @@ def identity(
     and what it is called count for nothing. The values of a fresh adapter's weights don't count.
     """
     weights = None if header is None else [weights_identity(header), header.settings]
-    options = dict(spec.options)
     made = sorted([e.address, e.kind, list(e.names), list(e.inputs)] for e in edits)
-    return {"kind": kind, "options": options, "scale": scale, "weights": weights, "edits": made}
+    return {
+        "kind": kind,
+        "options": msgspec.to_builtins(options),
+        "scale": scale,
+        "weights": weights,
+        "edits": made,
+    }
 
 
 def weights_identity(header: WeightsHeader) -> str:

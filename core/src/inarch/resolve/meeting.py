@@ -42,20 +42,19 @@ class Meeting:
     """How two footprints meet.
 
     Attributes:
-        at: the addresses where both have edits, or where one touches what the other reads.
+        at: the addresses where both have edits, or where one touches what the other reads, sorted
+            after those at which the order matters.
         matters: whether the order does.
         forward: whether the first may come before the second.
         backward: whether the second may come before the first.
         reason: the facts, as a clause with {a} and {b} for the two.
-        decisive: the addresses at which the order matters; the first is the one to look at.
     """
 
-    at: frozenset[str]
+    at: tuple[str, ...]
     matters: bool = False
     forward: bool = True
     backward: bool = True
     reason: str = ""
-    decisive: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +96,14 @@ def meet(a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]) ->
     at = a.all & b.all
     facts = [*_names(a, b), *_losses(a, b, inside), *_readings(a, b, inside), *_kinds(a, b)]
     if not facts:
-        return Meeting(at, reason=_why_commuting(a, b, at))
+        return Meeting(tuple(sorted(at)), reason=_why_commuting(a, b, at))
+    decisive = tuple(dict.fromkeys(address for fact in facts for address in fact.at))
     return Meeting(
-        at.union(*(f.decisive for f in facts)),
+        decisive + tuple(sorted(at.difference(decisive))),
         True,
         all(f.forward for f in facts),
         all(f.backward for f in facts),
         "; ".join(dict.fromkeys(f.reason for f in facts)),
-        tuple(dict.fromkeys(address for f in facts for address in f.decisive)),
     )
 
 
@@ -127,7 +126,7 @@ def _why_commuting(a: Footprint, b: Footprint, at: frozenset[str]) -> str:
 def _fact(
     at: frozenset[str], reason: str, *, forward: bool = True, backward: bool = True
 ) -> Meeting:
-    return Meeting(at, True, forward, backward, reason, tuple(sorted(at)))
+    return Meeting(tuple(sorted(at)), True, forward, backward, reason)
 
 
 def _kinds(a: Footprint, b: Footprint) -> Iterator[Meeting]:

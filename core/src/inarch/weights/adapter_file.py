@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from inarch.errors import InarchError
@@ -57,10 +57,24 @@ class WeightsHeader:
         return self.load(key, torch.device("cpu"), None)
 
     def load(self, key: str, device: torch.device, dtype: torch.dtype | None) -> Tensor:
-        """A tensor straight onto a device."""
+        """A tensor straight onto a device.
+
+        Raises:
+            InarchError: IA201 where the file went since it was opened, IA202 where it changed.
+        """
         self.info(key)
-        with safe_open(self.path, framework="pt", device=str(device)) as file:  # pyright: ignore
-            return file.get_tensor(key).to(dtype=dtype)
+        try:
+            with safe_open(self.path, framework="pt", device=str(device)) as file:  # pyright: ignore
+                return file.get_tensor(key).to(dtype=dtype)
+        except (OSError, SafetensorError) as error:
+            gone = not self.path.exists()
+            raise InarchError(
+                "IA201" if gone else "IA202",
+                f"`{self.path.name}` {'is gone' if gone else 'changed'} since its header was read",
+                where=str(self.path),
+                why=str(error).splitlines()[0],
+                remedy="put the file back and adapt again; nothing was changed",
+            ) from error
 
 
 def open_adapter(path: str | Path) -> WeightsHeader:

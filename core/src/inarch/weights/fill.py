@@ -33,7 +33,7 @@ def fill(
         tree: on the meta device; its modules get new parameters.
         checkpoint: where the tensors are.
         dtype: of floating-point tensors; None keeps the file's.
-        device: where they go.
+        device: where they go; "meta" reads headers alone.
         ignored: patterns of tensors that the file may have and the tree need not.
         prefix: of the tree's names in the checkpoint.
 
@@ -55,7 +55,11 @@ def fill(
         if name in aliases:
             continue
         target = dtype if old.is_floating_point() else None
-        values[name] = checkpoint.read(name, target, place)
+        if place.type == "meta":
+            info = checkpoint.tensors[name]
+            values[name] = torch.empty(info.shape, dtype=target or info.dtype, device=place)
+        else:
+            values[name] = checkpoint.read(name, target, place)
     for name, value in values.items():
         path, _, own = name.removeprefix(prefix).rpartition(".")
         module = tree.get_submodule(path)
