@@ -132,7 +132,7 @@ def sketched(draft: Draft, sites: SiteView) -> tuple[Edit, ...]:
         for _, part in parts(edit):
             part.to("meta").eval()
             for module in part.modules():
-                if isinstance(module, Edge):
+                if isinstance(module, Settled):
                     module.settle(site and site.module, loaded=draft.header is not None)
     return draft.edits
 

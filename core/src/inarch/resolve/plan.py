@@ -298,9 +298,9 @@ def _inputs(edits: Sequence[Edit]) -> list[str]:
 
 
 def _files(header: WeightsHeader) -> list[PlannedFile]:
-    settings = header.path.parent / "adapter_config.json"
-    paths = [header.path, *([settings] if header.settings else [])]
-    return [_file(path) for path in paths]
+    beside = [header.path.parent / name for name in ("adapter_config.json", "config.json")]
+    settings = [path for path in beside if path.is_file()][:1] if header.settings else []
+    return [_file(path) for path in (header.path, *settings)]
 
 
 def _file(path: Path) -> PlannedFile:
