@@ -34,10 +34,9 @@ class LoRA(Adapter):
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         if weights is None:
-            terms = tuple(fresh_terms(self.options, sites))
-            settings = writing.settings_of(self.options)
-            form = "diffusers" if self.options.algorithm == "lora" else "kohya"
-            reading = Reading("peft" if "" in sites.trees else form, terms, settings)
+            form = self.options.format or writing.usual_format(self.options, sites)
+            terms = tuple(fresh_terms(self.options, sites, form))
+            reading = Reading(form, terms, writing.settings_of(self.options))
         else:
             reading = read(weights, sites)
             _check_targets(reading, sites, str(weights.path))

@@ -9,20 +9,25 @@ from inarch.adapters import SiteView, TargetSite
 from inarch_lora import peft_format
 from inarch_lora.edges import Layer, lora_shapes
 from inarch_lora.options import Options
-from inarch_lora.terms import Term
+from inarch_lora.terms import Format, Term
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def fresh_terms(options: Options, sites: SiteView) -> Iterator[Term]:
+def fresh_terms(options: Options, sites: SiteView, form: Format) -> Iterator[Term]:
     """A term for each target, and for each other bias where all are to be adapted.
+
+    Args:
+        options: what the user asked for.
+        sites: the pristine model.
+        form: of the file it will be saved in, whose reading of the tensors it has.
 
     Raises:
         InarchError: IA402 for a target that matches nothing, IA421 for one that is no layer.
     """
     targets = sites.find(options.targets, modules=True)
     for site in targets:
-        yield _term(options, site)
+        yield _term(options, site, form)
     if options.bias != "all":
         return
     taken = {site.address for site in targets}
@@ -32,7 +37,7 @@ def fresh_terms(options: Options, sites: SiteView) -> Iterator[Term]:
             yield Term(address=site.address, algorithm="bias", shapes={"bias": tuple(bias.shape)})
 
 
-def _term(options: Options, site: TargetSite) -> Term:
+def _term(options: Options, site: TargetSite, form: Format) -> Term:
     layer = Layer.of(site.module, site.address)
     rank = int(peft_format.pattern_value(options.rank_pattern, site.address, options.rank))
     settings = {
@@ -40,15 +45,17 @@ def _term(options: Options, site: TargetSite) -> Term:
         "alpha_pattern": options.alpha_pattern,
         "use_rslora": options.use_rslora,
     }
+    shapes = _SHAPES[options.algorithm](options, layer, rank)
     return Term(
         address=site.address,
         algorithm=options.algorithm,
-        shapes=_SHAPES[options.algorithm](options, layer, rank),
+        shapes=shapes,
         rank=rank,
         scaling=peft_format.scaling(settings, site.address, rank),
         dropout=options.dropout,
         decompose="peft" if options.use_dora else "",
         start="" if options.start == "zero" else options.start,
+        flat_kron=form == "peft" and len(shapes.get("lokr_w2", ())) == 3,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
@@ -13,9 +13,8 @@ from inarch.weights import WeightsHeader
 from inarch_lora import peft_format
 from inarch_lora.keys import split_key
 from inarch_lora.names import Names
-from inarch_lora.terms import Algorithm, Term
+from inarch_lora.terms import Algorithm, Format, Term
 
-Format = Literal["peft", "diffusers", "kohya"]
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 _READ = ("alpha", "scalar")
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 Algorithm = Literal["lora", "loha", "lokr", "full", "norm", "bias"]
 Start = Literal["", "pissa", "olora"]
+Format = Literal["peft", "diffusers", "kohya"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,8 @@ from inarch_lora import peft_format
 from inarch_lora.edges import Layer, NormEdge, SiteEdge
 from inarch_lora.names import flat_name
 from inarch_lora.options import Options
-from inarch_lora.reading import DIFFUSERS_METADATA, Format, Reading
-from inarch_lora.terms import Term
+from inarch_lora.reading import DIFFUSERS_METADATA, Reading
+from inarch_lora.terms import Format, Term
 
 _PEFT_SETTINGS = (
     "lora_dropout",
@@ -35,8 +35,8 @@ _PEFT_SETTINGS = (
     "decompose_both",
     "decompose_factor",
 )
+_CORES = ("hada_t1", "hada_t2", "lokr_t2")
 _KOHYA = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "lora_mid": "lora_mid.weight"}
-_NORMS = {"w_norm": "w_norm", "b_norm": "b_norm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,12 @@ class Saved:
 
     Attributes:
         format: to write.
-        came: the format it came in.
         terms: by address.
         flat: for each address, its flat name.
         targets: the shortest list of names PEFT finds the layers by.
     """
 
     format: Format = "peft"
-    came: Format = "peft"
     terms: Mapping[str, Term] = field(default_factory=dict[str, Term])
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     flat: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -66,8 +64,14 @@ class Saved:
         if reading.format == "kohya":
             flat |= {a: term.key for a, term in terms.items() if term.key and "." not in term.key}
         adapted = [a for a, term in terms.items() if term.algorithm != "bias"]
-        form = wanted or reading.format
-        return cls(form, reading.format, terms, kept, flat, _targets(adapted, sites))
+        return cls(wanted or reading.format, terms, kept, flat, _targets(adapted, sites))
+
+
+def usual_format(options: Options, sites: SiteView) -> Format:
+    """PEFT's, where a model is one tree; else what pipelines of several trees read."""
+    if "" in sites.trees:
+        return "peft"
+    return "diffusers" if options.algorithm == "lora" else "kohya"
 
 
 def settings_of(options: Options) -> dict[str, Any]:
@@ -97,9 +101,14 @@ def write(
         InarchError: IA408 for what the format has no place for.
     """
     own = {a: edge for a, edge in edges.items() if isinstance(edge, SiteEdge)}
-    started = [a for a in own if saved.terms[a].start and saved.format != "peft"]
-    if started:
-        raise _no_place(saved.format, f"it can't say what `{started[0]}` started from")
+    for address in own:
+        term = saved.terms[address]
+        if term.start and saved.format != "peft":
+            raise _no_place(saved.format, f"it can't say what `{address}` started from")
+        paired = len(term.shapes.get("lokr_w2", ())) == 3
+        if paired and term.flat_kron != (saved.format == "peft"):
+            why = f"it pairs the axes of the factors of `{address}`, a Conv1d, otherwise"
+            raise _no_place(saved.format, why)
     _WRITE[saved.format](folder, saved, own, about)
 
 
@@ -115,6 +124,8 @@ def _peft(
     for address, name, value in _tensors(edges):
         if name in ("lora_mid", "dora_scale", "diff_b"):
             raise _no_place("PEFT", f"it has no {name}, and `{address}` has one")
+        if name in _CORES and value.dim() == 3:
+            value = value.unsqueeze(-1)
         suffix = peft_format.SUFFIXES.get(name, name)
         if saved.terms[address].algorithm == "bias":
             suffix = peft_format.BARE_BIAS
@@ -166,6 +177,8 @@ def _kohya(
                 "dora_scale",
                 value.reshape(-1, *(1 for _ in range(_dims(edges, address) - 1))),
             )
+        if name in _CORES and value.dim() > _dims(edges, address):
+            value = value.squeeze(-1)
         tensors[f"{saved.flat[address]}.{_KOHYA.get(name, name)}"] = value
     for address, (rank, alpha) in _alphas(saved, edges).items():
         if rank:
@@ -199,7 +212,8 @@ def _alphas(saved: Saved, edges: Mapping[str, SiteEdge]) -> dict[str, tuple[int,
         if term.algorithm in ("lora", "loha", "lokr"):
             rank = term.rank or 1
             root = math.sqrt(rank) if rooted else rank
-            found[address] = (rank, _whole(term.scaling * root))
+            alpha = term.scaling * root
+            found[address] = (rank, alpha if saved.format == "kohya" else _whole(alpha))
     return found
 
 

@@ -104,7 +104,8 @@ def _ratio(scale: Tensor, weight: Tensor) -> Tensor:
     """Magnitude over norm: of each output, or of each input where the scale is [1, inputs, ...]."""
     of_inputs = scale.dim() > 1 and scale.shape[0] == 1 and weight.shape[0] != 1
     dims = [d for d in range(weight.dim()) if d != int(of_inputs)]
-    norm = weight.norm(dim=dims, keepdim=True) + torch.finfo(weight.dtype).eps
+    norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+    norm = norm + torch.finfo(weight.dtype).eps
     return scale.reshape(norm.shape) / norm
 
 
@@ -176,6 +177,7 @@ class LoKrEdge(WholeEdge):
     """
 
     flat_kron = False
+    """Whether axes are paired from the last, as PEFT pairs a Conv1d's whole factors."""
 
     @property
     def rank(self) -> int:
@@ -183,11 +185,9 @@ class LoKrEdge(WholeEdge):
         return next((self.get_parameter(n).shape[0] for n in names if self.has(n)), 1)
 
     def change(self) -> Tensor:
-        left = self._factor("lokr_w1")
-        right = self._right()
-        if not self.flat_kron:
-            left = left.reshape(*left.shape, *(1 for _ in range(right.dim() - left.dim())))
-        return torch.kron(left, right.contiguous()).reshape(self.layer.shape)
+        pairing = "ab,cdk->cadbk" if self.flat_kron else "ab,cd...->acbd..."
+        product = torch.einsum(pairing, self._factor("lokr_w1"), self._right())
+        return product.reshape(self.layer.shape)
 
     def _factor(self, name: str) -> Tensor:
         if self.has(name):
