@@ -24,7 +24,7 @@ def diff(before: Chain, after: Chain) -> str:
         if first != second:
             groups.setdefault(_unified(first, second), []).append(address)
     return "\n".join(
-        f"--- {_folded(addresses)}\n+++ {_folded(addresses)}\n{text}"
+        f"--- {folded(addresses)}\n+++ {folded(addresses)}\n{text}"
         for text, addresses in groups.items()
     )
 
@@ -34,7 +34,7 @@ def _unified(first: str, second: str) -> str:
     return "\n".join(list(lines)[2:]) + "\n"
 
 
-def _folded(addresses: list[str]) -> str:
+def folded(addresses: list[str]) -> str:
     """`layers.0.mlp` to `layers.29.mlp` as `layers.{0-29}.mlp x30`, where one number differs."""
     if len(addresses) == 1:
         return addresses[0] or "the root"

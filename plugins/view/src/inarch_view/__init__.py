@@ -1,0 +1,1 @@
+"""Pictures of adapted models: one self-contained page, graphs as text, and notebooks."""
