@@ -19,7 +19,7 @@ from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.errors import InarchError
 from inarch.plugins import index
-from inarch.plugins.hooks import hooked, manager
+from inarch.plugins.hooks import hooked, manager, picture
 from inarch.resolve.arrange import Order, arrange, arranged
 from inarch.resolve.refusal import refuse
 from inarch.stack import AdapterSpec, Stack, adapter
@@ -343,6 +343,10 @@ class Model:
             about["base"] = self.checkpoint.path.name
         member.adapter.write(path, member.modules, about)
         return path
+
+    def _repr_html_(self) -> str | None:
+        """How notebooks show it, where a package that draws is installed."""
+        return picture(self, "fragment")
 
     def __repr__(self) -> str:
         head = f"{type(self).__name__} with {', '.join(self.adapters.names) or 'no adapters'}"

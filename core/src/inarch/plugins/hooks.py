@@ -35,6 +35,10 @@ class Hooks:
     def inarch_after_apply(self, model: Model, base: Model) -> None:
         """Told of each model that `adapt` made, and of what it was made from."""
 
+    @spec(firstresult=True)
+    def inarch_picture(self, subject: Any, form: str) -> str | None:
+        """Draw a model or a plan: a whole `page`, a `fragment` for notebooks, `dot`, `mermaid`."""
+
     @spec
     def inarch_commands(self) -> Iterable[click.Command] | None:  # pyright: ignore[reportReturnType]
         """Commands to add to the command line."""
@@ -74,3 +78,18 @@ def manager(distributions: Iterable[str]) -> pluggy.PluginManager:
                 remedy=f"pip install --upgrade {distribution}",
             ) from None
     return plugins
+
+
+def picture(subject: Any, form: str) -> str | None:
+    """A model or a plan drawn by an installed package; None where none draws it.
+
+    Args:
+        subject: what to draw.
+        form: `page`, `fragment`, `dot` or `mermaid`.
+    """
+    for distribution in hooked():
+        hooks = manager([distribution]).hook
+        drawn: str | None = hooks.inarch_picture(subject=subject, form=form)
+        if drawn is not None:
+            return drawn
+    return None

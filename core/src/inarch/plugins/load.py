@@ -27,7 +27,7 @@ def load_object(group: str, name: str) -> Any:
     module, _, attribute = value.partition(":")
     try:
         found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
+        for part in filter(None, attribute.split(".")):
             found = getattr(found, part)
     except Exception as error:
         raise InarchError(

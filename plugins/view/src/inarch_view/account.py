@@ -74,9 +74,9 @@ def _account(member: Member, roles: dict[str, list[str]]) -> Account:
     )
 
 
-def inputs_of(model: Model, base: Model) -> list[Input]:
+def inputs_of(model: Model) -> list[Input]:
     """The inputs of a model, the new ones first."""
-    known = base.inputs
+    known = model.without(*model.adapters.names).inputs
     inputs = [
         Input(name, name not in known, folded(list(where)) if where else "")
         for name, where in model.inputs.items()

@@ -1,1 +1,36 @@
-"""x"""
+"""The answer to core's hook: which picture a subject has in a form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inarch.errors import InarchError
+from inarch.plugins.hooks import hook
+
+
+@hook
+def inarch_picture(subject: Any, form: str) -> str | None:
+    """See `inarch.plugins.hooks.Hooks`; what draws is imported when it is asked for."""
+    from inarch.adapters import Model
+
+    if not isinstance(subject, Model):
+        return None
+    if form == "page":
+        from inarch_view.page import page
+
+        return page(subject)
+    if form == "fragment":
+        from inarch_view.notebook import fragment
+
+        return fragment(subject)
+    from inarch_view.graph import GRAPHS
+
+    if form not in GRAPHS:
+        raise _unknown(form, ["page", "fragment", *GRAPHS])
+    return GRAPHS[form](subject)
+
+
+def _unknown(form: str, known: list[str]) -> InarchError:
+    return InarchError(
+        "IA871", f"there is no picture `{form}`", why=f"the forms are: {', '.join(known)}"
+    )

@@ -57,7 +57,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     parameters: int = 0
     bytes: int = 0
     source: int = -1
-    below: list["Line"] = []  # noqa: UP037: msgspec reads the annotation
+    below: list[Line] = []  # noqa: UP037: msgspec reads the annotation
 
 
 class Outline:
@@ -131,6 +131,18 @@ class Outline:
         return self.sources.number(old.source if isinstance(old, Chain) else "", module.source)
 
 
+def outlines(model: Model) -> tuple[dict[str, Line], Sources]:
+    """The lines of each tree of a model, and the sources of all its Chains."""
+    roles, reads, sources = roles_of(model), reads_of(model), Sources()
+    lines = {
+        name: Outline(
+            tree, model.pristine.get(name), _within(roles, name), _within(reads, name), sources
+        ).root
+        for name, tree in model.trees.items()
+    }
+    return lines, sources
+
+
 def roles_of(model: Model) -> dict[str, list[str]]:
     """The roles of every site that has one, by its full address."""
     found: dict[str, list[str]] = {}
@@ -154,7 +166,7 @@ def reads_of(model: Model) -> dict[str, list[str]]:
     return found
 
 
-def within(table: Mapping[str, list[str]], tree: str) -> dict[str, list[str]]:
+def _within(table: Mapping[str, list[str]], tree: str) -> dict[str, list[str]]:
     """The part of a table by address that is about one tree, without the tree's name."""
     prefix = f"{tree}." if tree else ""
     return {a.removeprefix(prefix): v for a, v in table.items() if a.startswith(prefix)}

@@ -7,43 +7,39 @@ from typing import Any
 
 import jinja2
 import msgspec
+from markupsafe import Markup
 
 import inarch
 from inarch.adapters import Model
+from inarch.cli.colours import DARK, LIGHT
 from inarch_view.account import accounts_of, inputs_of
 from inarch_view.order import order_of
-from inarch_view.outline import Outline, reads_of, roles_of, within
-from inarch_view.sources import Sources
+from inarch_view.outline import outlines, roles_of
 
 _PARTS = files("inarch_view") / "page"
 
 
-def page(model: Model, base: Model, title: str = "") -> str:
-    """The page of an adapted model, compared with what it was made from.
+def page(model: Model, title: str = "") -> str:
+    """The page of a model, which compares it with what it was made from.
 
     Args:
         model: adapted or not.
-        base: the model without adapters.
-        title: what it is called; its family by default.
+        title: what it is called; by default its family, and its adapters.
     """
-    return rendered("model", facts(model, base, title or model.family or type(model).__name__))
+    names = ", ".join(model.adapters.names)
+    family = model.family or type(model).__name__
+    return rendered("model", facts(model, title or (f"{family} with {names}" if names else family)))
 
 
-def facts(model: Model, base: Model, title: str) -> dict[str, Any]:
+def facts(model: Model, title: str) -> dict[str, Any]:
     """All that the page shows, as plain data."""
-    roles, reads, sources = roles_of(model), reads_of(model), Sources()
-    trees = {
-        name: Outline(
-            tree, base.trees.get(name), within(roles, name), within(reads, name), sources
-        ).root
-        for name, tree in model.trees.items()
-    }
+    trees, sources = outlines(model)
     return {
         "title": title,
         "version": inarch.__version__,
-        "adapters": accounts_of(model, roles),
+        "adapters": accounts_of(model, roles_of(model)),
         "order": order_of(model),
-        "inputs": inputs_of(model, base),
+        "inputs": inputs_of(model),
         "trees": trees,
         "sources": sources.all(),
     }
@@ -56,9 +52,11 @@ def rendered(view: str, data: dict[str, Any]) -> str:
     return template.render(
         title=data["title"],
         view=view,
-        style=jinja2.utils.markupsafe.Markup((_PARTS / "page.css").read_text("utf-8")),
-        script=jinja2.utils.markupsafe.Markup(_script(view)),
-        data=jinja2.utils.markupsafe.Markup(_json(data)),
+        light=LIGHT,
+        dark=DARK,
+        style=Markup((_PARTS / "page.css").read_text("utf-8")),
+        script=Markup(_script(view)),
+        data=Markup(_json(data)),
     )
 
 

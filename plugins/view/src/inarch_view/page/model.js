@@ -99,7 +99,10 @@ function item(line, around, tree, names) {
   if (line.below) element.setAttribute("aria-expanded", "false");
   const touched = [line.by, ...did].filter(Boolean);
   items.set(element, { line, address, inside, tree, around, names, touched });
-  row.addEventListener("click", () => { select(element); if (line.below) toggle(element); });
+  row.addEventListener("click", (event) => {
+    select(element);
+    if (event.target.classList.contains("twist")) toggle(element); else open(element);
+  });
   return element;
 }
 
@@ -137,7 +140,7 @@ function unfold(element) {
   element.replaceWith(...single);
   items.delete(element);
   single.forEach(shade);
-  if (selected === element) select(single[0]);
+  if (selected === element) select(single[0], document.activeElement !== box);
   return single;
 }
 
@@ -283,7 +286,7 @@ function search() {
   for (const row of document.querySelectorAll(".row.hit")) row.classList.remove("hit");
   status.textContent = "";
   if (!text) return;
-  let found = numberedSearch(text);
+  const found = numberedSearch(text);
   status.textContent = found.count ? several(found.count, "site") : "no site";
   if (found.first) {
     select(found.first, false);

@@ -56,14 +56,8 @@ function section(title, ...children) {
   return make("section", {}, make("h2", {}, title), ...children);
 }
 
-function places(addresses, shown = 4) {
-  if (!addresses.length) return null;
-  const first = addresses.slice(0, shown).map((a) => make("li", {}, make("code", {}, a)));
-  const rest = addresses.slice(shown).map((a) => make("li", {}, make("code", {}, a)));
-  const more = rest.length
-    ? make("details", {}, make("summary", {}, `${several(rest.length, "more address").replace("addresss", "addresses")}`), make("ul", {}, rest))
-    : null;
-  return make("div", {}, make("ul", {}, first), more);
+function places(addresses) {
+  return make("ul", {}, addresses.map((one) => make("li", {}, make("code", {}, one))));
 }
 
 const WORDS = {
@@ -75,7 +69,9 @@ function verdict(one) {
   return make("div", { class: "why" },
     who(one.a), " and ", who(one.b), " ",
     make("span", { class: `badge ${one.word}` }, WORDS[one.word] || one.word), " ",
-    ...sentence(one.reason));
+    ...sentence(one.reason),
+    one.at?.length ? make("details", { class: "soft" },
+      make("summary", {}, "where they meet"), places(one.at)) : null);
 }
 
 const theme = document.getElementById("theme");
