@@ -92,4 +92,6 @@ CODES: Final[dict[str, str]] = {
     "IA807": "a patched model that does not run",
     "IA811": "edits the manifest doesn't name",
     "IA812": "a declaration about an unknown adapter",
+    # 85x the conformance kit
+    "IA851": "the conformance kit lacks what it needs",
 }

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from interpreter import interpret
 from small_trees import SIZE, Factor, LowRank, inputs, language_model, linear, run, same
 from torch import Tensor, nn
 
 from inarch.errors import InarchError
+from inarch.testing.interpreter import interpret
 from inarch.tree import Chain, Edit, Export, Here, Identity, Let, Parallel, Seq, Sum, Use
 
 QUERY = "model.layers.0.self_attn.q_proj"

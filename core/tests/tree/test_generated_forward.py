@@ -6,11 +6,11 @@ import copy
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from interpreter import interpret
 from random_trees import edits, inputs_for, trees
 from small_trees import inputs, language_model, low_rank_edits, same
 
 from inarch.errors import InarchError
+from inarch.testing.interpreter import interpret
 from inarch.tree import Chain
 
 RELAXED = {

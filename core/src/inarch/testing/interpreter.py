@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -23,22 +25,25 @@ from inarch.tree import (
 from inarch.tree.signature import Call
 from inarch.tree.steps import Graft, Ref, Site, Weight
 
+Values = tuple[Any, ...]
+Scope = dict[str, Any]
 
-def interpret(chain, *given, **named):
+
+def interpret(chain: Chain, *given: Any, **named: Any) -> Any:
     """What `chain(*given, **named)` returns, without its generated forward."""
     values, exports = run_chain(chain, given, named)
     returned = (*values, *exports.values())
     return returned[0] if len(returned) == 1 else returned
 
 
-def run_chain(chain, given, scope):
-    scope, exports = dict(scope), {}
+def run_chain(chain: Chain, given: Values, scope: Scope) -> tuple[Values, Scope]:
+    scope, exports = dict(scope), Scope()
     values = run(chain.program, tuple(given), scope, exports, chain)
     return values, {n: v for n, v in exports.items() if n not in chain.interface.keeps}
 
 
-def run(step, x, scope, exports, chain):
-    def go(step, x):
+def run(step: Any, x: Values, scope: Scope, exports: Scope, chain: Chain) -> Values:
+    def go(step: Any, x: Values) -> Values:
         return run(step, x, scope, exports, chain)
 
     match step:
@@ -89,9 +94,11 @@ def run(step, x, scope, exports, chain):
             scope.update(left)
             exports.update(left)
             return values
+        case _:
+            raise TypeError(f"{step!r} is no step")
 
 
-def takes_the_sum(step, chain):
+def takes_the_sum(step: Any, chain: Chain) -> bool:
     """Whether `plus` must be given; where it may be, adding the term gives the same bits."""
     if not isinstance(step, Graft) or not isinstance(step.step, Ref):
         return False
@@ -100,7 +107,9 @@ def takes_the_sum(step, chain):
     return plus is not None and plus.default is plus.empty
 
 
-def call(function, x, scope, signed=None):
+def call(
+    function: Callable[..., Any], x: Values, scope: Scope, signed: Callable[..., Any] | None = None
+) -> Values:
     try:
         parameters = inspect.signature(signed or function).parameters.values()
     except ValueError:

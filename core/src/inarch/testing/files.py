@@ -1,0 +1,139 @@
+"""An adapter's file: what is saved is what is loaded, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from inarch.testing.bystander import Bystander
+from inarch.testing.subject import NAME, Subject, moved, outputs, refusal, same_bits
+
+if TYPE_CHECKING:
+    from inarch.adapters import Model
+
+Change = Callable[[dict[str, Tensor]], object]
+
+
+class Files(Subject):
+    """Tests of saving and loading."""
+
+    def saved(self, base: Model, folder: Path) -> Path:
+        """A trained one's folder; ends the test where the kind has no file."""
+        if not self.saves:
+            model = self.fresh(base)
+            assert not self.entry.trainable, "it can be trained and its manifest names no format"
+            error = refusal(lambda: model.save_adapter(NAME, folder))
+            assert error.code == "IA408"
+            pytest.skip("it has no file format")
+        return self.file(base, folder)
+
+    def test_saved_and_loaded_it_gives_the_same_bits(self, every: Model, tmp_path: Path) -> None:
+        folder = self.saved(every, tmp_path)
+        model, again = self.trained(every), every.adapt(self.spec(weights=folder))
+        assert set(again.adapter_parameters(NAME)) == set(model.adapter_parameters(NAME))
+        assert same_bits(outputs(again), outputs(model))
+        assert not again.adapters[NAME].trainable
+
+    def test_saved_twice_it_is_the_same_file(self, base: Model, tmp_path: Path) -> None:
+        first = self.saved(base, tmp_path)
+        second = base.adapt(self.spec(weights=first)).save_adapter(NAME, tmp_path / "second")
+        for file in sorted(path for path in first.rglob("*") if path.is_file()):
+            other = second / file.relative_to(first)
+            if file.suffix != ".safetensors":
+                assert other.read_bytes() == file.read_bytes(), f"{file.name} differs"
+                continue
+            one, two = load_file(file), load_file(other)
+            assert list(one) == list(two)
+            assert all(torch.equal(one[key], two[key]) for key in one)
+
+    def test_its_file_says_which_base_it_is_for(self, quick: Model, tmp_path: Path) -> None:
+        folder = self.saved(quick, tmp_path)
+        other = self.build_again(quick, seed=9)
+        error = refusal(lambda: other.adapt(self.spec(weights=folder)))
+        assert error.code == "IA410"
+
+    def build_again(self, model: Model, seed: int) -> Model:
+        """Another random base of the same configuration."""
+        trees = model.build(model.config)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            for tree in trees.values():
+                for parameter in tree.requires_grad_(False).eval().parameters():
+                    parameter.copy_(torch.randn_like(parameter) * 0.2)
+        return type(model)(trees, model.config, roles=model.roles, family=model.family)
+
+    def test_differently_trained_ones_differ(self, quick: Model, tmp_path: Path) -> None:
+        self.saved(quick, tmp_path)
+        names = ("one", "two")
+        found = [
+            outputs(quick.adapt(self.spec(weights=self.file(quick, tmp_path, seed))))
+            for seed in names
+        ]
+        assert moved(*found)
+
+    def test_a_key_that_finds_no_site_is_named(self, base: Model, tmp_path: Path) -> None:
+        folder = self.saved(base, tmp_path)
+        key = next(iter(load_file(_file(folder)))).replace(".", ".nowhere.", 1) + ".extra"
+        self.refused(base, folder, lambda t: t.update({key: torch.ones(3)}), key)
+
+    def test_a_key_that_is_missing_is_named(self, base: Model, tmp_path: Path) -> None:
+        folder = self.saved(base, tmp_path)
+        tensors = load_file(_file(folder))
+        for key in (*list(tensors)[:2], list(tensors)[-1]):
+            if len(tensors) > 1:
+                self.refused(base, folder, lambda t, key=key: t.pop(key), key)
+
+    def test_a_wrong_shape_is_named(self, base: Model, tmp_path: Path) -> None:
+        folder = self.saved(base, tmp_path)
+        for key, tensor in list(load_file(_file(folder)).items())[-2:]:
+            wrong = torch.ones(*tensor.shape[:-1], tensor.shape[-1] + 1) if tensor.dim() else None
+            if wrong is not None:
+                self.refused(base, folder, lambda t, k=key, w=wrong: t.update({k: w}), key)
+
+    def refused(self, base: Model, folder: Path, change: Change, key: str) -> None:
+        """Assert that a file changed so is refused, naming the key or where it belongs."""
+        bystander = Bystander(base)
+        file = _file(folder)
+        whole, metadata = load_file(file), _metadata(file)
+        tensors = dict(whole)
+        change(tensors)
+        save_file(tensors, file, metadata)
+        error = refusal(lambda: base.adapt(self.spec(weights=folder)))
+        save_file(whole, file, metadata)
+        bystander.check()
+        text = str(error)
+        named = [site for site in base.sites.all if site and site in key and site in text]
+        assert key in text or named, f"the refusal does not say that it is about {key}:\n{text}"
+
+    def test_one_target_that_matches_nothing_is_refused(self, base: Model) -> None:
+        bystander = Bystander(base)
+        plugin = type(self.fresh(base).adapters[NAME].adapter)
+        if "targets" not in plugin.Options.__struct_fields__:
+            pytest.skip("it takes no targets")
+        given = self.fresh(base).adapters[NAME].adapter.options.targets
+        wanted = [given] if isinstance(given, str) else list(given)
+        error = refusal(lambda: self.fresh(base, targets=[*wanted, "no.such.site"]))
+        assert "no.such.site" in str(error)
+        bystander.check()
+
+    def test_an_option_that_does_not_exist_is_refused(self, quick: Model) -> None:
+        error = refusal(lambda: self.fresh(quick, no_such_option=1))
+        assert error.code == "IA401"
+        assert "no_such_option" in str(error)
+
+
+def _file(folder: Path) -> Path:
+    [file] = folder.rglob("*.safetensors")
+    return file
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as opened:  # pyright: ignore
+        return dict(opened.metadata() or {})

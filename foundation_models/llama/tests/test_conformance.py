@@ -1,0 +1,9 @@
+"""Llama keeps what any foundation model keeps."""
+
+from __future__ import annotations
+
+from inarch.testing import ModelConformance
+
+
+class TestLlama(ModelConformance):
+    family = "llama"
