@@ -13,7 +13,8 @@ from inarch.nn import causal_mask
 from inarch.tree import Chain
 from inarch.weights import blank
 from inarch_clip.config import parse_text
-from inarch_clip.text import ending, text, with_hidden
+from inarch_clip.states import ending, with_hidden
+from inarch_clip.text import text
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "quick_gelu": {},

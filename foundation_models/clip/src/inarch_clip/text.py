@@ -1,7 +1,7 @@
 """The text tower: token ids to hidden states, and to one vector for each text.
 
-It is an image model's text encoder too, which reads hidden states before the last: `ending` and
-`with_hidden` make trees that give them, from any tree that holds this tower, adapted or not.
+It is an image model's text encoder too, which reads hidden states before the last: see
+`inarch_clip.states`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from inarch.errors import InarchError
-from inarch.tree import Chain, Distribute, Edit, Identity, Let, Parallel, Seq, Sum, Use
+from inarch.tree import Chain, Distribute, Identity, Let, Parallel, Seq, Sum
 from inarch_clip.config import TextConfig
 from inarch_clip.encoder import layers
 
@@ -74,46 +73,3 @@ def highest(input_ids: Tensor) -> Tensor:
 def state_at(x: Tensor, *, eos: Tensor) -> Tensor:
     """[batch, time, width] to the states at the positions `eos`, [batch, width]."""
     return x[torch.arange(len(x), device=x.device), eos]
-
-
-def ending(tree: Chain, early: int, name: str = "clip_skip") -> Chain:
-    """A tree whose text tower ends `early` layers early: the final norm follows on that state.
-
-    The layers after it run all the same, for their adapters' sake, and lead nowhere.
-
-    Args:
-        tree: whose address `text_model` is the tower, with whatever adapters in it.
-        early: how many layers are left out; 0 gives the tree as it is.
-        name: whose edits these are, in the source.
-
-    Raises:
-        InarchError: IA541 where there are not so many layers.
-    """
-    if early == 0:
-        return tree
-    state = Edit.tap(_state(tree, early), name, name, export=True)
-    return tree.edit([state, Edit.before("text_model.final_layer_norm", Use(name), name)])
-
-
-def with_hidden(tree: Chain, early: int, name: str = "hidden") -> Chain:
-    """A tree that also gives, last, the hidden state `early` layers before the end, unnormed.
-
-    It is transformers' `hidden_states[-1 - early]`, [batch, time, width].
-
-    Raises:
-        InarchError: IA541 where there are not so many layers.
-    """
-    return tree.edit([Edit.tap(_state(tree, early), name, name, export=True)])
-
-
-def _state(tree: Chain, early: int) -> str:
-    """The address whose output is the state `early` layers before the end."""
-    layers = tree.select("text_model.encoder.layers.*").addresses
-    if not 0 <= early <= len(layers):
-        raise InarchError(
-            "IA541",
-            f"this text tower can't end {early} layers early",
-            why=f"it has {len(layers)} layers",
-            remedy=f"a number from 0 to {len(layers)}",
-        )
-    return ("text_model.embeddings", *layers)[len(layers) - early]
