@@ -194,6 +194,13 @@ def test_a_block_s_source_reads_as_one_would_write_it():
     )
 
 
+def test_a_residual_stream_keeps_its_name_under_a_label_and_an_edit_of_it_has_the_label():
+    tree = Chain(after_a=Residual(a=linear()), after_b=Residual(b=linear()))
+    assert "    x = x + a\n" in tree.source
+    edited = tree.edit([Edit.after("after_a", linear(), "p")]).source
+    assert "    x = x + a\n    after_a = self.after_a__p(x)\n    b = self.b(after_a)\n" in edited
+
+
 def test_equal_functions_have_one_name_and_different_ones_two():
     def scaled(x, *, by):
         return x * by

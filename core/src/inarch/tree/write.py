@@ -265,7 +265,9 @@ def _weight(_writer: Writer, step: Weight, _given: list[Value], _hint: str) -> l
 def _site(writer: Writer, step: Site, given: list[Value], hint: str) -> list[Value]:
     own = step.name.rpartition(".")[2]
     writer.sites.append(step.name)
-    values = writer.run(step.step, given, hint or (own if own.isidentifier() else ""))
+    if not own.isidentifier() or isinstance(step.step, Residual):  # whose stream keeps its name
+        own = ""
+    values = writer.run(step.step, given, hint or own)
     writer.sites.pop()
     return values
 

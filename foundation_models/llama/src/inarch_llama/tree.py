@@ -43,11 +43,11 @@ def llama(c: LlamaConfig) -> Chain:
 
 def block(c: LlamaConfig) -> Chain:
     return Chain(
-        Residual(
+        after_attention=Residual(
             input_layernorm=RMSNorm(c.hidden_size, eps=c.rms_norm_eps),
             self_attn=attention(c),
         ),
-        Residual(
+        after_mlp=Residual(
             post_attention_layernorm=RMSNorm(c.hidden_size, eps=c.rms_norm_eps),
             mlp=swiglu(c),
         ),
