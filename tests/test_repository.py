@@ -187,6 +187,17 @@ def needed(package: Path) -> list[Path]:
     return [p for p in PACKAGES if f"inarch-{p.name.replace('_', '-')}" in wanted]
 
 
+def test_every_refusal_says_one_thing_to_do() -> None:
+    silent: list[str] = []
+    for path in [*sources(CORE), *(f for p in PACKAGES for f in sources(p / "src"))]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("InarchError"):
+                keys = {keyword.arg for keyword in node.keywords}
+                if not keys & {"remedy", None}:
+                    silent.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not silent, "an InarchError without a remedy"
+
+
 def test_a_code_is_registered_once() -> None:
     seen: dict[str, str] = dict.fromkeys(CODES, "core")
     for package in PACKAGES:

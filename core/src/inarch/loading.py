@@ -10,7 +10,7 @@ import torch
 
 from inarch.errors import InarchError
 from inarch.plugins import index, load_object, locate_checkpoint
-from inarch.weights import blank, fill, open_checkpoint
+from inarch.weights import blank, check_names, fill, open_checkpoint
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
@@ -50,6 +50,7 @@ def load(
     config = family.parse_config(checkpoint.config)
     with blank():
         trees = family.build(config)
+    check_names(checkpoint, trees, family.ignored)
     for name, tree in trees.items():
         prefix = f"{name}." if name else ""
         stored = _stored(checkpoint, prefix)

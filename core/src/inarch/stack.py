@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from inarch.errors import InarchError
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """One adapter of a stack; made by `inarch.adapter`."""
+    """One adapter of a stack; made by `inarch.adapter`. `where` is the place it was written at."""
 
     use: str
     weights: str | None = None
@@ -23,6 +23,7 @@ class AdapterSpec:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     after: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,25 @@ def adapter(
         InarchError: IA401 for a scale that is no finite number or a `use` that is no text.
     """
     if not isinstance(use, str) or not use:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InarchError("IA401", f"an adapter is named by its id, not by {use!r}")
+        raise InarchError(
+            "IA401",
+            f"an adapter is named by its id, not by {use!r}",
+            remedy='inarch.adapter("lora")',
+        )
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InarchError("IA401", f"the scale of an adapter is a number, not {scale!r}", where=use)
+        raise InarchError(
+            "IA401",
+            f"the scale of an adapter is a number, not {scale!r}",
+            where=use,
+            remedy=f'inarch.adapter("{use}", scale=1.0)',
+        )
     if scale in (float("inf"), float("-inf")):
-        raise InarchError("IA401", "the scale of an adapter must be finite", where=use)
+        raise InarchError(
+            "IA401",
+            "the scale of an adapter must be finite",
+            where=use,
+            remedy=f'inarch.adapter("{use}", scale=1.0)',
+        )
     label = name if name is not None else _as_name(use)
     path = None if weights is None else str(weights)
     later, earlier = _names(after, use), _names(before, use)
@@ -85,7 +100,12 @@ def adapter(
 def _names(told: str | Sequence[str], use: str) -> tuple[str, ...]:
     names = (told,) if isinstance(told, str) else tuple(told)
     if not all(isinstance(name, str) for name in names):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InarchError("IA401", "`after` and `before` hold names of members", where=use)
+        raise InarchError(
+            "IA401",
+            "`after` and `before` hold names of members",
+            where=use,
+            remedy=f'inarch.adapter("{use}", after=["other"])',
+        )
     return tuple(dict.fromkeys(names))
 
 
@@ -124,17 +144,16 @@ def load_stack(path: str | Path) -> Stack:
 
     path = Path(path)
     file = read_toml(path, _File, unreadable="IA404", malformed="IA405")
-    specs = [
-        adapter(
+    specs: list[AdapterSpec] = []
+    for i, entry in enumerate(file.adapter):
+        spec = adapter(
             entry.use,
             weights=None if entry.weights is None else path.parent / entry.weights,
             name=entry.name,
             scale=entry.scale,
             after=entry.after,
             before=entry.before,
-            **entry.options,
         )
-        for entry in file.adapter
-    ]
+        specs.append(replace(spec, options=entry.options, where=f"{path}: adapter[{i}]"))
     beside = path.parent / (file.model or "")
     return Stack(specs, str(beside) if file.model and beside.exists() else file.model)

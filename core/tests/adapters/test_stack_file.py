@@ -72,3 +72,31 @@ def test_a_file_that_is_no_toml_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(InarchError) as caught:
         inarch.load_stack(tmp_path / "stack.toml")
     assert caught.value.code == "IA405"
+
+
+@pytest.mark.parametrize(
+    ("table", "code", "word"),
+    [
+        ('use = "lowrnk"', "IA406", "lowrank"),
+        ('use = "lowrank"\noptions = { rnak = 4 }', "IA401", "rank"),
+    ],
+)
+def test_what_a_stack_names_wrongly_is_said_with_its_place_in_the_file(
+    base: inarch.Model, tmp_path: Path, table: str, code: str, word: str
+) -> None:
+    file = tmp_path / "stack.toml"
+    file.write_text(f'[[adapter]]\nuse = "ia3"\nname = "first"\n\n[[adapter]]\n{table}\n')
+    second = inarch.load_stack(file).specs[1]
+    with pytest.raises(InarchError) as caught:
+        base.adapt(second)
+    assert caught.value.code == code
+    assert "stack.toml: adapter[1]" in caught.value.where
+    assert word in caught.value.remedy
+
+
+def test_options_may_be_called_as_the_keys_of_a_stack_are(tmp_path: Path) -> None:
+    file = tmp_path / "stack.toml"
+    file.write_text('[[adapter]]\nuse = "any"\noptions = { scale = 2, name = "x" }\n')
+    [spec] = inarch.load_stack(file).specs
+    assert (spec.name, spec.scale) == ("any", 1.0)
+    assert spec.options == {"scale": 2, "name": "x"}

@@ -111,6 +111,34 @@ def test_everything_that_is_wrong_is_in_one_error(
     assert "c.weight is [3, 5], the tree has [3, 4]" in error.why
 
 
+def test_integers_where_weights_should_be_are_refused(
+    tmp_path: Path, values: dict[str, torch.Tensor]
+) -> None:
+    values["a.bias"] = values["a.bias"].to(torch.int32)
+    error = refusal(folder(tmp_path / "c", values))
+    assert error.code == "IA206"
+    assert "a.bias is torch.int32" in error.why
+    assert error.where.endswith("a.bias")
+
+
+def test_a_long_list_of_wrong_tensors_says_how_many_more_there_are(
+    tmp_path: Path, values: dict[str, torch.Tensor]
+) -> None:
+    values |= {f"strange.{i}": torch.ones(1) for i in range(20)}
+    error = refusal(folder(tmp_path / "c", values))
+    assert "20 tensors unexpected" in error.what
+    assert "and 14 more" in error.why
+
+
+def test_a_header_whose_shape_is_not_its_bytes_is_refused(
+    tmp_path: Path, values: dict[str, torch.Tensor]
+) -> None:
+    file = folder(tmp_path / "c", values) / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b'"shape":[4]', b'"shape":[9]', 1))
+    assert refusal(file.parent).code == "IA202"
+
+
 def test_a_tied_weight_may_be_absent_and_is_shared(tmp_path: Path) -> None:
     value = torch.randn(3, 3)
     target = on_meta(tied)

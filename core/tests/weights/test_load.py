@@ -90,6 +90,32 @@ def test_a_configuration_nobody_reads_is_refused(folder: Path) -> None:
     assert (error.code, "gpt9" in error.what) == ("IA306", True)
 
 
+def test_a_configuration_that_names_no_model_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"width": 3}')
+    error = refusal(folder)
+    assert error.code == "IA306"
+    assert "None" not in str(error)
+    assert "model_type" in error.remedy
+
+
+def test_a_tensor_of_none_of_a_model_s_trees_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Twofold(Small):
+        @classmethod
+        def build(cls, config: int) -> dict[str, Chain]:
+            return {"one": Chain(up=nn.Linear(config, 2)), "two": Chain(up=nn.Linear(config, 2))}
+
+    monkeypatch.setattr(inarch.loading, "load_object", lambda _group, _name: Twofold)
+    state = {f"{n}.{k}": v for n, t in Twofold.build(3).items() for k, v in t.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    assert set(inarch.load(folder).trees) == {"one", "two"}
+    save_file(state | {"three.up.bias": torch.ones(2)}, folder / "model.safetensors")
+    error = refusal(folder)
+    assert error.code == "IA206"
+    assert error.where.endswith("three.up.bias")
+
+
 def test_a_name_that_is_neither_path_nor_checkpoint_is_refused() -> None:
     assert refusal("no-such-model").code == "IA201"
 

@@ -164,4 +164,5 @@ class Adapter(ABC):
             f"adapters of kind {type(self).__name__} can't be saved",
             where=self.name,
             why="the plugin names no file format",
+            remedy="give the plugin's Adapter a `write`",
         )

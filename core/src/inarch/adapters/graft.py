@@ -161,6 +161,7 @@ def _located(spec: AdapterSpec, model: Model) -> tuple[AdapterEntry, Path | None
         raise InarchError(
             "IA406",
             f"no installed package has an adapter or weights `{spec.use}`",
+            where=spec.where or f"adapter `{spec.name}`",
             why=f"installed are: {', '.join(known) or 'none'}",
             remedy=f"did you mean: {', '.join(near)}" if near else f"pip install inarch-{spec.use}",
         )
@@ -199,7 +200,7 @@ def _options(plugin: type[Adapter], spec: AdapterSpec, kind: str) -> Any:
         raise InarchError(
             "IA401",
             f"adapter `{kind}` can't take these options",
-            where=f"adapter `{spec.name}`: {', '.join(unknown or spec.options)}",
+            where=f"{spec.where or f'adapter `{spec.name}`'}: {', '.join(unknown or spec.options)}",
             why=f"{error}; its options are: {', '.join(known)}",
             remedy=f"did you mean: {', '.join(near)}" if near else f"inarch show {kind}",
         ) from None
@@ -242,6 +243,7 @@ def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
             f"the address `{edit.address}` begins with no tree of this model",
             where=f"adapter `{edit.adapter}`",
             why=f"its trees are: {', '.join(trees)}",
+            remedy=f"begin it with one of them: {next(iter(trees))}.{edit.address}",
         )
     return name, dataclasses.replace(edit, address=rest)
 

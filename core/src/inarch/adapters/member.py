@@ -130,7 +130,9 @@ class Members(tuple[Member, ...]):
         raise InarchError(
             "IA403",
             f"this model has no adapter `{key}`",
+            where="Model.adapters",
             why=f"its adapters are: {', '.join(self.names) or 'none'}",
+            remedy="model.adapters.names",
         )
 
     def __contains__(self, key: object) -> bool:

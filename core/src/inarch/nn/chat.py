@@ -33,7 +33,13 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(text)
         except TemplateError as error:
-            raise InarchError("IA503", "the chat template is no jinja", why=str(error)) from None
+            raise InarchError(
+                "IA503",
+                "the chat template is no jinja",
+                where="chat_template",
+                why=str(error),
+                remedy="pass a prompt instead of messages, or mend the template",
+            ) from None
 
     def render(self, messages: Sequence[Mapping[str, str]], *, reply: bool, **names: Any) -> str:
         """The text of a conversation.

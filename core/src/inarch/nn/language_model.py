@@ -123,7 +123,7 @@ class LanguageModel(Model):
         ids = [_encoded(tokenizer, one) for one in prompts]
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stops:
-            raise InarchError("IA504", "a stop text is empty", where="stop")
+            raise InarchError("IA504", "a stop text is empty", where="stop", remedy="leave it out")
         if stream and many:
             raise InarchError(
                 "IA506",
@@ -152,7 +152,12 @@ class LanguageModel(Model):
             InarchError: IA504 where there is nothing to begin with or nothing to generate.
         """
         if max_new_tokens < 1:
-            raise InarchError("IA504", f"max_new_tokens must be at least 1, not {max_new_tokens}")
+            raise InarchError(
+                "IA504",
+                f"max_new_tokens must be at least 1, not {max_new_tokens}",
+                where="max_new_tokens",
+                remedy="max_new_tokens=64",
+            )
         if not all(prompts) or not prompts:
             raise InarchError(
                 "IA504",

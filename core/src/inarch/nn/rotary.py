@@ -67,6 +67,7 @@ class Rotary(nn.Module):
                 f"rotary positions of type `{kind}` need the setting {error}",
                 where="rope_parameters",
                 why=f"the checkpoint says: {self.scaling}",
+                remedy="download config.json again",
             ) from None
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
 

@@ -48,7 +48,10 @@ class Sampling:
         for name, fine, wanted in ranges:
             if not fine:
                 raise InarchError(
-                    "IA504", f"{name} must be {wanted}, not {getattr(self, name)}", where=name
+                    "IA504",
+                    f"{name} must be {wanted}, not {getattr(self, name)}",
+                    where=name,
+                    remedy=f"leave {name} out for what is usual",
                 )
 
     @property

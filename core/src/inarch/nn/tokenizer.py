@@ -58,7 +58,11 @@ class Tokenizer:
             backend = Backend.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise InarchError(
-                "IA501", "`tokenizer.json` can't be read", where=str(file), why=str(error)
+                "IA501",
+                "`tokenizer.json` can't be read",
+                where=str(file),
+                why=str(error),
+                remedy="download or save the tokenizer again",
             ) from None
         backend.no_padding()
         backend.no_truncation()

@@ -70,12 +70,17 @@ class Index(msgspec.Struct):
             if kind in entry.model_types or set(wanted) & set(entry.architectures):
                 return entry
         known = sorted({t for entry in self.models.values() for t in entry.model_types})
+        named = next((str(name) for name in (kind, *wanted) if name), None)
         raise InarchError(
             "IA306",
-            f"no installed foundation model reads `{kind or wanted[0]}` checkpoints",
+            f"no installed foundation model reads `{named}` checkpoints"
+            if named
+            else "the configuration does not say which model it is of",
             where=where,
             why=f"the installed ones read: {', '.join(known) or 'none'}",
-            remedy=f"pip install inarch-{str(kind or 'llama').replace('_', '-')}",
+            remedy=f"pip install inarch-{named.replace('_', '-').lower()}"
+            if named
+            else 'give config.json a "model_type"',
         )
 
 

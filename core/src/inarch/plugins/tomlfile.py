@@ -56,7 +56,8 @@ def _misfit(path: Path, text: str, kind: type, message: str, code: str) -> Inarc
     key = quoted.group(1) if quoted and "unknown field" in what else place.strip("`").split(".")[-1]
     key = key.split("[")[0]
     line = next((i for i, one in enumerate(text.splitlines(), 1) if _starts(one, key)), 0)
-    near = difflib.get_close_matches(key, sorted(_keys(kind)), 1, 0.5) if "unknown" in what else []
+    keys = sorted(_keys(kind))
+    near = difflib.get_close_matches(key, keys, 1, 0.5) if "unknown" in what else []
     return InarchError(
         code,
         f"`{path.name}` does not say what it should",
@@ -64,7 +65,7 @@ def _misfit(path: Path, text: str, kind: type, message: str, code: str) -> Inarc
         why=what[:1].lower()
         + what[1:]
         + (f", at {place.strip('`.')}" if place.strip("`.") else ""),
-        remedy=f"did you mean `{near[0]}`?" if near else "",
+        remedy=f"did you mean `{near[0]}`?" if near else f"the keys are: {', '.join(keys)}",
     )
 
 

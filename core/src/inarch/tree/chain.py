@@ -66,7 +66,12 @@ class Chain(nn.Module):
         for name in self.interface.takes:
             check_value_name(name, "takes")
             if self.interface.takes.count(name) > 1:
-                raise InarchError("IA101", f"the name `{name}` is bound twice", where="takes")
+                raise InarchError(
+                    "IA101",
+                    f"the name `{name}` is bound twice",
+                    where="takes",
+                    remedy="name each value once",
+                )
         registry = Registry(RESERVED | frozenset(dir(type(self))), self._register)
         self._write(adopt(Seq(*steps, **named), registry, top=True))
 

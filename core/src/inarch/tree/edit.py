@@ -71,7 +71,12 @@ class Edit:
         elif not is_name(self.label) or "__" in self.label:
             wrong = f"`{self.label}` can't be what its modules are called"
         if wrong:
-            raise InarchError("IA117", wrong, where=f"adapter `{self.adapter}` {self.address}")
+            raise InarchError(
+                "IA117",
+                wrong,
+                where=f"adapter `{self.adapter}` {self.address}",
+                remedy="make edits with Edit.add, Edit.scale, Edit.wrap and their like",
+            )
 
     @classmethod
     def add(cls, address: str, step: Step, adapter: str, **options: object) -> Edit:

@@ -75,6 +75,7 @@ def adopt(step: Step, registry: Registry, *, top: bool = False, path: tuple[str,
         f"{step!r} is not a step",
         where=".".join(path),
         why="a step is a torch module, a function, a Chain or a combinator",
+        remedy="wrap it in a function of the value that flows",
     )
 
 

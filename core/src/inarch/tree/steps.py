@@ -50,7 +50,11 @@ class Combinator:
     def with_children(self, children: tuple[Step, ...]) -> Self:
         """The same step around other children."""
         if children:
-            raise InarchError("IA106", f"{type(self).__name__} holds no steps")
+            raise InarchError(
+                "IA106",
+                f"{type(self).__name__} holds no steps",
+                remedy="put the steps beside it, in a Seq",
+            )
         return self
 
 
@@ -120,7 +124,11 @@ class Concat(Group):
     def __init__(self, *steps: Step, dim: int, **named: Step) -> None:
         Group.__init__(self, *steps, **named)
         if type(dim) is not int:
-            raise InarchError("IA104", f"Concat's dim must be an integer, not {dim!r}")
+            raise InarchError(
+                "IA104",
+                f"Concat's dim must be an integer, not {dim!r}",
+                remedy="dim=1",
+            )
         object.__setattr__(self, "dim", dim)
 
 

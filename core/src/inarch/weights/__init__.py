@@ -3,7 +3,7 @@
 from inarch.weights.adapter_file import WeightsHeader, open_adapter
 from inarch.weights.blank import blank
 from inarch.weights.checkpoint import Checkpoint, FolderCheckpoint, open_checkpoint
-from inarch.weights.fill import fill
+from inarch.weights.fill import check_names, fill
 from inarch.weights.fingerprint import combined, fingerprint, sample_offsets
 from inarch.weights.header import TensorInfo, read_header
 from inarch.weights.parts import PartsCheckpoint, RenamedCheckpoint, missing_part
@@ -16,6 +16,7 @@ __all__ = [
     "TensorInfo",
     "WeightsHeader",
     "blank",
+    "check_names",
     "combined",
     "fill",
     "fingerprint",

@@ -42,7 +42,12 @@ class WeightsHeader:
 
     def info(self, key: str) -> TensorInfo:
         if key not in self._tensors:
-            raise InarchError("IA207", f"the file has no tensor `{key}`", where=str(self.path))
+            raise InarchError(
+                "IA207",
+                f"the file has no tensor `{key}`",
+                where=str(self.path),
+                remedy="save the adapter again",
+            )
         return self._tensors[key]
 
     def shape(self, key: str) -> tuple[int, ...]:

@@ -21,6 +21,8 @@ from inarch.weights.header import PICKLES, Header, TensorInfo, read_header
 if TYPE_CHECKING:
     from inarch.nn.tokenizer import Tokenizer
 
+_AGAIN = "download or save it again"
+
 
 class Checkpoint(Protocol):
     """A checkpoint in any format. Tensors have transformers' names, which are the tree's."""
@@ -197,8 +199,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value: Any = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InarchError(
-            "IA205", f"`{path.name}` can't be read", where=str(path), why=str(error)
+            "IA205", f"`{path.name}` can't be read", where=str(path), why=str(error), remedy=_AGAIN
         ) from None
     if not isinstance(value, dict):
-        raise InarchError("IA205", f"`{path.name}` holds no JSON object", where=str(path))
+        raise InarchError(
+            "IA205", f"`{path.name}` holds no JSON object", where=str(path), remedy=_AGAIN
+        )
     return value

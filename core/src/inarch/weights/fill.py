@@ -11,6 +11,7 @@ from torch import nn
 from inarch.errors import InarchError
 from inarch.tree import Chain
 from inarch.weights.checkpoint import Checkpoint
+from inarch.weights.header import TensorInfo
 
 _SHOWN = 6
 
@@ -43,7 +44,7 @@ def fill(
     """
     wanted = {prefix + n: t for n, t in tree.state_dict(keep_vars=True).items()}
     found = {
-        name: info.shape
+        name: info
         for name, info in checkpoint.tensors.items()
         if name.startswith(prefix) and not any(fnmatchcase(name, p) for p in ignored)
     }
@@ -72,6 +73,28 @@ def fill(
     _place_rest(tree, place)
 
 
+def check_names(checkpoint: Checkpoint, trees: Iterable[str], ignored: Iterable[str]) -> None:
+    """Refuse a checkpoint of several trees that has tensors of none of them.
+
+    Raises:
+        InarchError: IA206.
+    """
+    starts = tuple(f"{name}." if name else "" for name in trees)
+    strange = [
+        name
+        for name in checkpoint.tensors
+        if not name.startswith(starts) and not any(fnmatchcase(name, p) for p in ignored)
+    ]
+    if strange:
+        raise InarchError(
+            "IA206",
+            f"the checkpoint has tensors of no tree of this model: {len(strange)}",
+            where=f"{checkpoint.path}: {strange[0]}",
+            why="\n".join([f"names begin with: {', '.join(starts)}", *_shown(strange)]),
+            remedy="pass the weights that belong to this config.json",
+        )
+
+
 def all_ties(tree: Chain) -> Iterable[tuple[str, str]]:
     """Every tie of a tree, with full names."""
     for name, module in tree.named_modules():
@@ -82,29 +105,43 @@ def all_ties(tree: Chain) -> Iterable[tuple[str, str]]:
 
 def _check(
     wanted: dict[str, torch.Tensor],
-    found: dict[str, tuple[int, ...]],
+    found: dict[str, TensorInfo],
     aliases: dict[str, str],
     checkpoint: Checkpoint,
 ) -> None:
     missing = [n for n in wanted if n not in found and n not in aliases]
     extra = [n for n in found if n not in wanted]
-    shapes = [n for n, t in wanted.items() if n in found and tuple(t.shape) != tuple(found[n])]
-    if not (missing or extra or shapes):
+    both = [n for n in wanted if n in found]
+    shapes = [n for n in both if tuple(wanted[n].shape) != tuple(found[n].shape)]
+    kinds = [n for n in both if wanted[n].is_floating_point() != found[n].dtype.is_floating_point]
+    if not (missing or extra or shapes or kinds):
         return
-    facts = [f"missing: {n} {list(wanted[n].shape)}" for n in missing[:_SHOWN]]
-    facts += [f"unexpected: {n} {list(found[n])}" for n in extra[:_SHOWN]]
-    facts += [
-        f"{n} is {list(found[n])}, the tree has {list(wanted[n].shape)}" for n in shapes[:_SHOWN]
+    facts = _shown([f"missing: {n} {list(wanted[n].shape)}" for n in missing])
+    facts += _shown([f"unexpected: {n} {list(found[n].shape)}" for n in extra])
+    facts += _shown(
+        [f"{n} is {list(found[n].shape)}, the tree has {list(wanted[n].shape)}" for n in shapes]
+    )
+    facts += _shown([f"{n} is {found[n].dtype}, the tree has {wanted[n].dtype}" for n in kinds])
+    counts = [
+        (len(missing), "missing"),
+        (len(extra), "unexpected"),
+        (len(shapes), "misshaped"),
+        (len(kinds), "of another kind of number"),
     ]
-    counts = [(len(missing), "missing"), (len(extra), "unexpected"), (len(shapes), "misshaped")]
     raise InarchError(
         "IA206",
         "the checkpoint does not fit its configuration: "
-        + ", ".join(f"{count} tensors {word}" for count, word in counts if count),
-        where=f"{checkpoint.path}: {(missing + extra + shapes)[0]}",
+        + ", ".join(f"{n} tensor{'s' * (n > 1)} {word}" for n, word in counts if n),
+        where=f"{checkpoint.path}: {(missing + extra + shapes + kinds)[0]}",
         why="\n".join(facts),
         remedy="pass the weights that belong to this config.json",
     )
+
+
+def _shown(facts: list[str]) -> list[str]:
+    """The first of many facts, and how many there are besides."""
+    more = len(facts) - _SHOWN
+    return facts if more <= 1 else [*facts[:_SHOWN], f"and {more} more"]
 
 
 def _place_rest(tree: nn.Module, device: torch.device) -> None:

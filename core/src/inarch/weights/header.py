@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,12 @@ def read_header(path: Path) -> Header:
             or no safetensors.
     """
     if not path.is_file():
-        raise InarchError("IA201", f"there is no file `{path.name}`", where=str(path))
+        raise InarchError(
+            "IA201",
+            f"there is no file `{path.name}`",
+            where=str(path),
+            remedy="check the path; one in a stack file counts from the file's folder",
+        )
     refuse_pickle(path)
     size = os.path.getsize(path)
     with path.open("rb") as file:
@@ -113,7 +119,10 @@ def read_header(path: Path) -> Header:
 
 def _info(entry: dict[str, Any]) -> TensorInfo:
     first, last = entry["data_offsets"]
-    return TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]], entry["dtype"], (first, last))
+    shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+    if last - first != math.prod(shape) * dtype.itemsize or first < 0:
+        raise ValueError(f"{last - first} bytes are no {list(shape)} of {dtype}")
+    return TensorInfo(shape, dtype, entry["dtype"], (first, last))
 
 
 def _broken(path: Path, why: str) -> InarchError:

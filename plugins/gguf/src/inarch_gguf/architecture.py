@@ -77,7 +77,11 @@ def config(
     def need(key: str) -> Any:
         if f"llama.{key}" not in fields:
             raise InarchError(
-                "IA251", f"the file lacks `llama.{key}`", where=where, why="a Llama needs it"
+                "IA251",
+                f"the file lacks `llama.{key}`",
+                where=where,
+                why="a Llama needs it",
+                remedy="download it again, or convert the checkpoint anew",
             )
         return fields[f"llama.{key}"]
 
@@ -118,7 +122,12 @@ def _scaling(fields: Mapping[str, Any]) -> dict[str, Any] | None:
     if kind in (None, "none", "linear"):
         return {"rope_type": "linear", "factor": float(factor)} if factor not in (None, 1) else None
     if kind != "yarn":
-        raise InarchError("IA251", f"rope scaling `{kind}` in a GGUF file can't be read yet")
+        raise InarchError(
+            "IA251",
+            f"rope scaling `{kind}` in a GGUF file can't be read",
+            where="llama.rope.scaling.type",
+            remedy="load the checkpoint's transformers folder",
+        )
     result: dict[str, Any] = {"rope_type": "yarn", "factor": float(factor or 1.0)}
     keys = {
         "original_context_length": "original_max_position_embeddings",

@@ -80,7 +80,10 @@ def train(
     base, beside = opened(model, extra, device=device, dtype=dtype)
     if not isinstance(base, LanguageModel):
         raise InarchError(
-            "IA704", f"`{model}` is no language model, so there is no text to train on"
+            "IA704",
+            f"`{model}` is no language model, so there is no text to train on",
+            where=model,
+            remedy="inarch models",
         )
     torch.manual_seed(settings["seed"])
     adapted = beside.adapt(inarch.adapter(adapter, weights=weights, name=name, **given))

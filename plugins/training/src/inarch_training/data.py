@@ -17,6 +17,11 @@ from inarch.nn.tokenizer import Tokenizer
 IGNORED = -100
 """The label of a token that is not learned, as `torch.nn.functional.cross_entropy` has it."""
 
+_LINE = (
+    'write {"messages": [{"role": "user", "content": "..."}, '
+    '{"role": "assistant", "content": "..."}]}'
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -46,7 +51,11 @@ def read_examples(path: str | Path, tokenizer: Tokenizer, *, max_length: int) ->
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InarchError(
-            "IA601", f"the examples in `{path.name}` can't be read", where=str(path), why=why
+            "IA601",
+            f"the examples in `{path.name}` can't be read",
+            where=str(path),
+            why=why,
+            remedy="pass a file of JSON lines",
         ) from None
     examples: list[Example] = []
     for number, line in enumerate(lines, 1):
@@ -57,7 +66,12 @@ def read_examples(path: str | Path, tokenizer: Tokenizer, *, max_length: int) ->
                 raise _bad(f"{path}:{number}", f"nothing is learned of its {max_length} tokens")
             examples.append(Example(tuple(ids), tuple(labels)))
     if not examples:
-        raise InarchError("IA601", f"`{path.name}` holds no example", where=str(path))
+        raise InarchError(
+            "IA601",
+            f"`{path.name}` holds no example",
+            where=str(path),
+            remedy=_LINE,
+        )
     return examples
 
 
@@ -117,8 +131,7 @@ def _bad(where: str, why: str) -> InarchError:
         "a line is no example",
         where=where,
         why=why,
-        remedy='write {"messages": [{"role": "user", "content": "..."}, '
-        '{"role": "assistant", "content": "..."}]}',
+        remedy=_LINE,
     )
 
 

@@ -190,7 +190,9 @@ def _read(model: LanguageModel, data: str | Path, max_length: int) -> list[Examp
 def _check(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
-            raise InarchError("IA605", f"{name} must be at least 1, not {value}", where=name)
+            raise InarchError(
+                "IA605", f"{name} must be at least 1, not {value}", where=name, remedy=f"{name}=1"
+            )
 
 
 def _resumed(facts: dict[str, Any], settings: dict[str, int], folder: Path) -> list[float]:

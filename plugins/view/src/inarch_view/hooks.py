@@ -32,5 +32,8 @@ def inarch_picture(subject: Any, form: str) -> str | None:
 
 def _unknown(form: str, known: list[str]) -> InarchError:
     return InarchError(
-        "IA871", f"there is no picture `{form}`", why=f"the forms are: {', '.join(known)}"
+        "IA871",
+        f"there is no picture `{form}`",
+        why=f"the forms are: {', '.join(known)}",
+        remedy=f"ask for one of them: {known[0]}",
     )
