@@ -169,12 +169,12 @@ class Algebra(Subject):
         bystander.check()
 
 
-def _attempt(quick: Model, specs: Any) -> Model | InarchError:
+def _attempt(base: Model, specs: Any) -> Model | InarchError:
     """The model, untrained parts drawn by their names alone, or why there is none."""
     try:
-        model = quick
+        model = base
         with seeded("+".join(sorted(s.name for s in specs))):
-            model = quick.adapt(*specs)
+            model = base.adapt(*specs)
     except InarchError as error:
         return error
     for member in model.adapters:
@@ -182,13 +182,13 @@ def _attempt(quick: Model, specs: Any) -> Model | InarchError:
     return model
 
 
-def others(quick: Model, folder: Path) -> list[AdapterSpec]:
-    """A trained one of every installed kind that the quick takes with its default options."""
+def others(base: Model, folder: Path) -> list[AdapterSpec]:
+    """A trained one of every installed kind that the base takes with its default options."""
     specs: list[AdapterSpec] = []
     for kind, entry in index().adapters.items():
         name = f"other_{len(specs)}"
         try:
-            model = trained(quick, adapter(kind, name=name))
+            model = trained(base, adapter(kind, name=name))
         except InarchError:
             continue
         weights = model.save_adapter(name, folder / name) if entry.formats else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from inarch.testing.algebra import Algebra
+from inarch.testing.bystander import Bystander
 from inarch.testing.files import Files
 from inarch.testing.footprint import Footprint
 from inarch.testing.running import Running
@@ -45,16 +47,29 @@ class Conformance(Footprint, Files, Training, Running, Algebra):
         metafunc.parametrize("tiny", found, ids=str)
 
     @pytest.fixture
-    def every(self, tiny: Tiny) -> Model:
+    def every(self, tiny: Tiny) -> Iterator[Model]:
         """A model to adapt: each configuration of each family."""
-        return tiny.build()
+        yield from _lent(tiny)
 
     @pytest.fixture
-    def base(self, tiny: Tiny) -> Model:
+    def base(self, tiny: Tiny) -> Iterator[Model]:
         """A model to adapt: the first configuration of each family."""
-        return tiny.build()
+        yield from _lent(tiny)
 
     @pytest.fixture
-    def quick(self, tiny: Tiny) -> Model:
+    def quick(self, tiny: Tiny) -> Iterator[Model]:
         """A model to adapt: the smallest family's, for tests that take long."""
-        return tiny.build()
+        yield from _lent(tiny)
+
+
+_BUILT: dict[Tiny, Model] = {}
+
+
+def _lent(tiny: Tiny) -> Iterator[Model]:
+    """A model that all tests share, since none may change it; a test that does is in error."""
+    base = _BUILT.get(tiny) or _BUILT.setdefault(tiny, tiny.build())
+    bystander = Bystander(base)
+    yield base
+    _BUILT.pop(tiny)
+    bystander.check()
+    _BUILT[tiny] = base

@@ -154,7 +154,7 @@ _ASKED = ("shape", "dtype", "device", "is_meta", "requires_grad", "ndim", "layou
 
 
 class _Reader(TorchFunctionMode):
-    """Notes which of a quick's weights torch is called with while an adapter's own code runs.
+    """Notes which of a base's weights torch is called with while an adapter's own code runs.
 
     Tensors are told by their storage, so that a view of a weight counts as the weight.
     """

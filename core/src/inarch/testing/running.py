@@ -36,8 +36,8 @@ class Running(Subject):
         assert same_bits(outputs(model), outputs(model))
 
     @pytest.mark.parametrize("how", ["pickled", "copied"])
-    def test_a_copy_of_its_trees_is_equal_and_independent(self, base: Model, how: str) -> None:
-        model = self.trained(base)
+    def test_a_copy_of_its_trees_is_equal_and_independent(self, tiny: Tiny, how: str) -> None:
+        model = self.trained(tiny.build())
         expected = outputs(model)
         trees = model.trees
         model.trees = (
