@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -63,6 +63,8 @@ class AdapterEntry(Described, kw_only=True):
             virtual tokens come before the others"; empty where shapes and dtypes are kept.
         initial_effect: what an untrained one already does to the output, and why; empty for one
             that begins by changing no bit.
+        examples: other ways to ask for it, as options by a name for each: those that change what
+            its edits are. Tests compose them with other adapters.
     """
 
     roles: list[str] = []
@@ -72,6 +74,7 @@ class AdapterEntry(Described, kw_only=True):
     formats: list[str] = []
     trainable: bool = False
     initial_effect: str = ""
+    examples: dict[str, dict[str, Any]] = {}
     paper: str = ""
     after: list[str] = []
     before: list[str] = []

@@ -30,12 +30,8 @@ for _name in ("pytest", "hypothesis"):
 
 import pytest  # noqa: E402
 
-pytest.register_assert_rewrite(
-    *(
-        f"inarch.testing.{name}"
-        for name in ("algebra", "bystander", "files", "footprint", "model", "running", "training")
-    )
-)
+_TESTS = ("algebra", "bystander", "files", "footprint", "matrix", "model", "running", "training")
+pytest.register_assert_rewrite(*(f"inarch.testing.{name}" for name in _TESTS))
 
 from inarch.testing.bystander import Bystander  # noqa: E402
 from inarch.testing.conformance import Conformance  # noqa: E402
