@@ -244,8 +244,7 @@ def _identity(_writer: Writer, _step: Identity, given: list[Value], _hint: str) 
 
 def _ref(writer: Writer, step: Ref, given: list[Value], hint: str) -> list[Value]:
     child = writer.child(step.name)
-    own = step.name.rpartition(".")[2]
-    hint = _hint(hint, given, own)
+    hint = _hint(hint, given, step.name.rpartition(".")[2])
     return writer.call(accessor(step.name), child.signature, given, hint, child.exports)
 
 

@@ -65,7 +65,11 @@ class ImageProcessor(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.convert(settings, cls)
         except msgspec.ValidationError as error:
             raise InarchError(
-                "IA205", "these settings of images are unknown", where=where, why=str(error)
+                "IA205",
+                "these settings of images are unknown",
+                where=where,
+                why=str(error),
+                remedy="put the preprocessor_config.json there that was published",
             ) from None
 
     def __call__(self, images: Sequence[Picture]) -> Tensor:

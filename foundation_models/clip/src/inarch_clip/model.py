@@ -246,14 +246,22 @@ class Clip(Model):
         if ids.dim() != 2 or ids.is_floating_point():
             why = f"these are {ids.dtype} {list(ids.shape)}"
             raise InarchError(
-                "IA505", "token ids are integers, [texts, time]", where="input_ids", why=why
+                "IA505",
+                "token ids are integers, [texts, time]",
+                where="input_ids",
+                why=why,
+                remedy="let `model.token_ids` make them",
             )
         if padding is None:
             return None
         if padding.shape != ids.shape:
             why = f"the ids are {list(ids.shape)}, the mask {list(padding.shape)}"
             raise InarchError(
-                "IA505", "the mask is not of these ids", where="attention_mask", why=why
+                "IA505",
+                "the mask is not of these ids",
+                where="attention_mask",
+                why=why,
+                remedy="give one number for each token id",
             )
         return causal_mask(*ids.shape[1:], ids.shape[1], padding=padding.bool(), device=ids.device)
 
