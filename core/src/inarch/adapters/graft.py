@@ -100,6 +100,8 @@ def filled(draft: Draft, model: Model) -> Member:
     spec, header = draft.spec, draft.header
     for edit in draft.edits:
         _materialise(edit, model.sites, header)
+    if header is not None:
+        header.close()
     modules = _modules(draft.edits)
     member = Member(
         spec.name,

@@ -36,6 +36,8 @@ class WeightsHeader:
         self.metadata = header.metadata
         self.used: set[str] = set()
         self._tensors = header.tensors
+        self._stamp = _stamp(path)
+        self._open: dict[str, Any] = {}
 
     def keys(self) -> list[str]:
         return list(self._tensors)
@@ -69,8 +71,14 @@ class WeightsHeader:
         """
         self.info(key)
         try:
-            with safe_open(self.path, framework="pt", device=str(device)) as file:  # pyright: ignore
-                return file.get_tensor(key).to(dtype=dtype)
+            if _stamp(self.path) != self._stamp:
+                raise OSError("its size or the time it was written differs")
+            place = str(device)
+            if (
+                place not in self._open
+            ):  # opening parses the whole header, for each tensor once more
+                self._open[place] = safe_open(self.path, framework="pt", device=place)
+            return self._open[place].get_tensor(key).to(dtype=dtype)
         except (OSError, SafetensorError) as error:
             gone = not self.path.exists()
             raise InarchError(
@@ -80,6 +88,16 @@ class WeightsHeader:
                 why=str(error).splitlines()[0],
                 remedy="put the file back and adapt again; nothing was changed",
             ) from error
+
+    def close(self) -> None:
+        """Let go of the file; reading on opens it again."""
+        self._open.clear()
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What tells a file from another that was put in its place."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_adapter(path: str | Path) -> WeightsHeader:

@@ -1,0 +1,60 @@
+"""An adapter's file is read as it was when its header was, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import inarch.weights.adapter_file as adapter_file
+from inarch.errors import InarchError
+from inarch.weights import open_adapter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "adapter.safetensors"
+    save_file({name: torch.full((2,), float(i)) for i, name in enumerate("abc")}, path)
+    return path
+
+
+def test_it_is_opened_once_for_all_its_tensors(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    real = adapter_file.safe_open
+
+    def counted(path: Path, **options: str) -> object:
+        opened.append(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(adapter_file, "safe_open", counted)
+    header = open_adapter(file)
+    values = [float(header.load(name, CPU, None)[0]) for name in "abc"]
+    assert (values, opened) == ([0.0, 1.0, 2.0], [file])
+    header.close()
+    assert float(header.load("b", CPU, None)[0]) == 1.0
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_another_file_in_its_place_is_not_read(file: Path, opened: bool) -> None:
+    header = open_adapter(file)
+    if opened:
+        header.load("a", CPU, None)
+    other = file.with_name("other.safetensors")
+    save_file({name: torch.full((2,), 9.0) for name in "abc"}, other)
+    other.replace(file)
+    with pytest.raises(InarchError) as caught:
+        header.load("b", CPU, None)
+    assert caught.value.code == "IA202"
+
+
+def test_a_file_that_is_gone_is_an_error(file: Path) -> None:
+    header = open_adapter(file)
+    header.load("a", CPU, None)
+    file.unlink()
+    with pytest.raises(InarchError) as caught:
+        header.load("a", CPU, None)
+    assert caught.value.code == "IA201"
