@@ -20,6 +20,7 @@ from inarch.errors import InarchError
 from inarch.plugins import index
 from inarch.plugins.hooks import hooked, manager, picture
 from inarch.resolve.arrange import Order, arrange, arranged
+from inarch.resolve.digest import of_members
 from inarch.resolve.refusal import refuse
 from inarch.stack import AdapterSpec, Stack, adapter
 from inarch.tree import Chain, Found, Selection
@@ -206,13 +207,7 @@ class Model:
         It covers each adapter's name, plugin, options, present scale, file and edits, and which
         are merged; not the base, which `fingerprint` is for, and not what training changed.
         """
-        from inarch.resolve.digest import digest, identity
-
-        told = [
-            identity(m.adapter.options, m.kind, m.edits, m.header, m.scale) for m in self.adapters
-        ]
-        members = dict(zip(self.adapters.names, told, strict=True))
-        return digest(self.order.names, members, (m.name for m in self.adapters if m.merged))
+        return of_members(self.order.names, self.adapters)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for tree in self.trees.values():

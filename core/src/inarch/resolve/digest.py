@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader, fingerprint
+
+if TYPE_CHECKING:
+    from inarch.adapters.member import Member
 
 
 def digest(
@@ -24,6 +27,15 @@ def digest(
         default=str,
     )
     return f"inarch-stack1:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def of_members(names: Sequence[str], members: Iterable[Member]) -> str:
+    """The digest of the adapters a model has, `names` being their canonical order."""
+    members = tuple(members)
+    told = {
+        m.name: identity(m.adapter.options, m.kind, m.edits, m.header, m.scale) for m in members
+    }
+    return digest(names, told, (m.name for m in members if m.merged))
 
 
 def identity(
