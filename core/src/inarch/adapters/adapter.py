@@ -45,11 +45,18 @@ class SiteView:
     Args:
         trees: the trees before any adapter.
         roles: for each role, the address pattern its sites match.
+        settings: the checkpoint's configuration as its files have it, empty where there is none.
     """
 
-    def __init__(self, trees: Mapping[str, Chain], roles: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        trees: Mapping[str, Chain],
+        roles: Mapping[str, str],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.trees = trees
         self.roles = roles
+        self.settings: Mapping[str, Any] = settings or {}
         self.all: dict[str, TargetSite] = {
             found.address: TargetSite(found.address, found.module, name)
             for name, tree in trees.items()

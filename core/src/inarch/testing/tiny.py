@@ -69,7 +69,9 @@ class Tiny:
             _randomise(tree, generator)
             tree.to(device=device, dtype=dtype).requires_grad_(False).eval()
             _place_buffers(tree, device)
-        return family(trees, config, roles=self.roles, family=self.family)
+        model = family(trees, config, roles=self.roles, family=self.family)
+        model.sites.settings = dict(self.config)  # as if it came from a checkpoint
+        return model
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""ControlNet and Control-LoRA for inarch: image models that follow a picture."""

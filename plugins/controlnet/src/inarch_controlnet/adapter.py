@@ -1,0 +1,196 @@
+"""ControlNet as an adapter: values provided from a copied encoder, added to every skip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from inarch.adapters import Adapter, AddedInput, Example, Request, SiteView
+from inarch.errors import InarchError
+from inarch.nn.picture import pictures
+from inarch.tree import Chain, Edit, Seq, Use
+from inarch.tree.substitute import substitute
+from inarch.weights import WeightsHeader
+from inarch_controlnet.edges import embedding
+from inarch_controlnet.encoder import Encoder
+from inarch_controlnet.file import ControlNetFile, write
+from inarch_controlnet.lowrank import low_rank
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What `inarch.adapter("controlnet", ...)` takes beside weights, a name and a scale.
+
+    Attributes:
+        start: the share of sampling before which it does nothing.
+        end: the share after which it does nothing.
+        guess_mode: act on the prompt's half of guidance only, and less on early skips.
+        widths: of the picture's embedding, where it is yet to be trained.
+        channels: of the picture, likewise.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+    guess_mode: bool = False
+    widths: tuple[int, ...] = (16, 32, 96, 256)
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise ValueError("start and end are shares, 0 <= start < end <= 1")
+        if len(self.widths) < 1 or min(self.widths) < 1 or self.channels not in (1, 3):
+            raise ValueError("widths has a width at least, and a picture 1 channel or 3")
+
+
+class ControlNet(Adapter):
+    """A copy of the encoder that reads a picture, with weights of its own."""
+
+    Options = Options
+    options: Options
+
+    def __init__(self, name: str, options: Options) -> None:
+        super().__init__(name, options)
+        self.file = ControlNetFile(None, {})
+        self.base: Mapping[str, Any] = {}
+        self.tree = ""
+        self.channels = options.channels
+        self.halvings = len(options.widths) - 1
+
+    @property
+    def picture(self) -> str:
+        return f"{self.name}_image"
+
+    @property
+    def rows(self) -> str | None:
+        """The input that says which rows are for the prompt, where that matters."""
+        partial = self.options.guess_mode or self.file.pooled
+        return f"{self.name}_rows" if partial else None
+
+    def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
+        encoder = Encoder.of(sites)
+        self.tree = encoder.tree
+        self.base = sites.settings.get(encoder.tree, sites.settings)
+        self.file = file = ControlNetFile(weights, {} if weights is None else weights.settings)
+        hint = self._hint(encoder)
+        yield self._provide("hint", (f"{self.name}_hint",), Seq(Use(self.picture), hint))
+        tower = encoder.copied(
+            self.name,
+            channels=file.latent_channels,
+            factors=self._factors(len(encoder.skips) + 1),
+            pooled=file.pooled,
+            rows=self.rows,
+        )
+        tower = self._low_rank(tower, sites, encoder)
+        names = tuple(f"{self.name}_{i}" for i in range(len(encoder.skips) + 1))
+        yield self._provide("control", names, tower, encoder)
+        for skip, name in zip(encoder.skips, names, strict=False):
+            yield Edit.add(skip.address, Use(name), self.name)
+        yield Edit.add(encoder.address(encoder.middle), Use(names[-1]), self.name)
+
+    def _hint(self, encoder: Encoder) -> Chain:
+        channels, widths = self.file.hint or (self.options.channels, self.options.widths)
+        self.channels, self.halvings = channels, len(widths) - 1
+        return embedding(channels, widths, encoder.width, flipped=self.file.flipped)
+
+    def _factors(self, count: int) -> list[float]:
+        """Of the scale, for each value: from a tenth to all of it in guess mode."""
+        if not self.options.guess_mode or self.file.pooled:
+            return [1.0] * count
+        return [10.0 ** (i / (count - 1) - 1.0) for i in range(count)]
+
+    def _low_rank(self, tower: Chain, sites: SiteView, encoder: Encoder) -> Chain:
+        """The copy with layers over the base's weights, where the file has factors for them."""
+        ranks = self.file.ranks(name for name, _ in tower.named_parameters())
+        layers: dict[str, nn.Module] = {}
+        for local, rank in ranks.items():
+            site = sites.all.get(encoder.address(local))
+            if site is not None and site.module is not None:
+                layers[local] = low_rank(site.module, site.address, rank)
+        return substitute(tower, layers) if layers else tower
+
+    def _provide(
+        self, label: str, names: tuple[str, ...], step: Any, encoder: Encoder | None = None
+    ) -> Edit:
+        module = step if isinstance(step, nn.Module) else step.steps[-1]
+        parameters = [name for name, _ in module.named_parameters()]
+        copies: dict[str, str] = {}
+        reads: tuple[str, ...] = ()
+        if encoder is not None and (self.file.header is None or self.file.is_lora):
+            own = {name for name, _ in encoder.chain.named_parameters()}
+            copies = {n: encoder.address(n) for n in parameters if n in own}
+        if encoder is not None:
+            reads = tuple(encoder.address(part) for part in encoder.parts)
+        inputs = [f"{self.name}_image"] if encoder is None else [self.rows] if self.rows else []
+        return Edit(
+            address=self.tree,
+            kind="provide",
+            adapter=self.name,
+            names=names,
+            step=step,
+            inputs=tuple(inputs),
+            reads=reads,
+            fills=self.file.fills(parameters, hint=label == "hint"),
+            copies=copies,
+            label=label,
+        )
+
+    # What a user gives for it
+
+    def inputs(self) -> Sequence[AddedInput]:
+        return (AddedInput(self.picture, f"[batch, {self.channels}, height, width] in 0..1"),)
+
+    def read_input(self, added: AddedInput, value: Any, request: Request) -> Mapping[str, Any]:
+        size = (request.height, request.width)
+        image = pictures(value, *size, channels=self.channels, name=added.name)
+        if len(image) not in (1, request.batch):
+            raise InarchError(
+                "IA505",
+                f"`{added.name}` holds {len(image)} pictures for {request.batch} results",
+                where=added.name,
+                remedy="pass one picture for all, or one for each",
+            )
+        image = image.to(request.device, request.dtype)
+        if request.guided and len(image) > 1:
+            image = torch.cat([image, image])
+        values = {added.name: image}
+        if self.rows:
+            rows = torch.ones(request.batch * (1 + request.guided), 1, 1, 1)
+            rows[: request.batch * request.guided] = 0.0
+            values[self.rows] = rows.to(request.device, request.dtype)
+        return values
+
+    def acts(self, start: float, end: float) -> bool:
+        return not (start < self.options.start or end > self.options.end)
+
+    def example_inputs(self, example: Example) -> Mapping[str, Any]:
+        if example.tree != self.tree:
+            return {}
+        values = (v for v in example.inputs.values() if isinstance(v, torch.Tensor))
+        latents = next(value for value in values if value.dim() == 4)
+        batch, _, height, width = latents.shape
+        like: dict[str, Any] = {"device": latents.device, "dtype": latents.dtype}
+        size = [1, self.channels, height << self.halvings, width << self.halvings]
+        waves = torch.arange(math.prod(size), device="cpu").mul(0.37).sin().abs()
+        found = {self.picture: waves.reshape(size).to(**like)}
+        if self.rows:
+            found[self.rows] = torch.ones(batch, 1, 1, 1, **like)
+        return found
+
+    def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
+        """Save as diffusers does, a Control-LoRA as one file; see `inarch_controlnet.file`."""
+        parts = {address.rpartition(".")[2]: module for address, module in edges.items()}
+        tensors = dict(parts["control"].named_parameters())
+        hints = dict(parts["hint"].named_parameters())
+        widths = [len(h) for n, h in hints.items() if n.endswith("bias") and n != "conv_out.bias"]
+        known = {
+            "conditioning_channels": self.channels,
+            "conditioning_embedding_out_channels": widths[:1] + widths[2::2],
+        }
+        if self.file.is_lora:
+            known = {}
+        write(folder, tensors, hints, self.file, self.base, known, about)

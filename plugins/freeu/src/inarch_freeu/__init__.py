@@ -1,1 +1,0 @@
-"""FreeU for inarch: an adapter without weights."""
