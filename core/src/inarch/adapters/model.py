@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,9 @@ from inarch.resolve.digest import of_members
 from inarch.resolve.refusal import refuse
 from inarch.stack import AdapterSpec, Stack, adapter
 from inarch.tree import Chain, Found, Selection
+from inarch.tree.address import compiled
 from inarch.tree.diff import diff
+from inarch.weights.fingerprint import of_tensors
 
 if TYPE_CHECKING:
     from inarch.nn.tokenizer import Tokenizer
@@ -184,8 +185,6 @@ class Model:
             for one in tree.select(type=type, where=where):
                 found.append(Found(_joined(name, one.address), one.step, one.module, one.chain))
         if pattern is not None:
-            from inarch.tree.address import compiled
-
             match = compiled(pattern).fullmatch
             found = [one for one in found if match(one.address)]
         if wanted is not None:
@@ -227,14 +226,11 @@ class Model:
         """What identifies the base's weights: from its file, else from the tensors themselves."""
         if self.checkpoint is not None:
             return self.checkpoint.fingerprint()
-        digest = hashlib.sha256()
-        for name, tree in self.pristine.items():
-            for key, tensor in sorted(tree.state_dict().items()):
-                flat = tensor.detach().flatten()
-                sample = flat[:: max(1, len(flat) // 64)].float().cpu()
-                digest.update(f"{_joined(name, key)} {list(tensor.shape)} ".encode())
-                digest.update(sample.numpy().tobytes())
-        return f"inarch1:{digest.hexdigest()}"
+        return of_tensors(
+            (_joined(name, key), tensor)
+            for name, tree in self.pristine.items()
+            for key, tensor in sorted(tree.state_dict().items())
+        )
 
     # Adapting
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from inarch.adapters.model import Model
 from inarch.errors import InarchError
 from inarch.nn.answer import Answer
 from inarch.nn.attention import causal_mask, positions_of
+from inarch.nn.capture import captured_addresses, capturing
 from inarch.nn.generation import Generator
 from inarch.nn.sampling import Sampling
 from inarch.nn.tokenizer import Messages, Tokenizer
@@ -31,18 +32,39 @@ class LanguageModel(Model):
         """How many positions back attention sees; None is all of them."""
         return getattr(self.config, "sliding_window", None)
 
+    @overload
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        capture: Sequence[str],
+        **inputs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]: ...
+    @overload
     def __call__(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any
-    ) -> Tensor:
+    ) -> Tensor: ...
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        capture: Sequence[str] = (),
+        **inputs: Any,
+    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         """Logits of every position, [batch, time, vocabulary].
 
         Args:
             input_ids: [batch, time].
             attention_mask: [batch, time], 0 for padding on either side.
+            capture: roles or address patterns of sites; what flows there is given as well, by
+                address: `logits, seen = model(ids, capture=["block"])`.
             inputs: what adapters ask for beside.
 
         Raises:
-            InarchError: IA505 for ids of another shape, or a mask that is not theirs.
+            InarchError: IA402 for a capture that matches nothing, IA505 for ids of another shape,
+                or a mask that is not theirs.
         """
         if input_ids.dim() != 2 or input_ids.is_floating_point():
             raise InarchError(
@@ -67,7 +89,20 @@ class LanguageModel(Model):
                 padding = attention_mask.bool()
                 positions = positions_of(padding)
         mask = causal_mask(time, time, padding=padding, window=self.window, device=input_ids.device)
-        return self.tree(input_ids, positions=positions, mask=mask, **inputs)
+        given = {"positions": positions, "mask": mask, **inputs}
+        if not capture:
+            return self.tree(input_ids, **given)
+        tree, addresses = capturing(self.tree, captured_addresses(self, capture))
+        logits, *values = tree(input_ids, **given)
+        return logits, dict(zip(addresses, values, strict=True))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a text as it is, or of messages in the checkpoint's chat template.
+
+        Raises:
+            InarchError: IA501 to IA506.
+        """
+        return _encoded(self._tokenizer(), prompt)
 
     def examples(self) -> Sequence[Example]:
         """Two rows of equal length, and two of which one is filled up on the left."""

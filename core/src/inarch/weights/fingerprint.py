@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from inarch.weights.header import TensorInfo
 
 _SAMPLES, _WIDTH = 16, 32
@@ -51,3 +53,13 @@ def combined(digests: Iterable[tuple[str, bytes]]) -> str:
     for name, digest in sorted(digests):
         whole.update(name.encode() + b" " + digest)
     return f"inarch1:{whole.hexdigest()}"
+
+
+def of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Names, shapes and samples of tensors that came from no file."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].float().cpu()
+        digest.update(f"{name} {list(tensor.shape)} ".encode() + sample.numpy().tobytes())
+    return f"inarch1:{digest.hexdigest()}"

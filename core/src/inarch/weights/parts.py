@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -27,14 +27,20 @@ class PartsCheckpoint:
     Args:
         path: of the whole.
         parts: by name; a tree of that name is filled from it.
+        named: parts that the checkpoint says it has, whether it does or not.
         config: what stands beside the parts' own configurations, which are under their names.
     """
 
     def __init__(
-        self, path: Path, parts: Mapping[str, Checkpoint], config: Mapping[str, Any]
+        self,
+        path: Path,
+        parts: Mapping[str, Checkpoint],
+        config: Mapping[str, Any],
+        named: Iterable[str] = (),
     ) -> None:
         self.path = path
         self.parts = dict(parts)
+        self.named = frozenset(named)
         self.config: dict[str, Any] = {
             **config,
             **{name: part.config for name, part in parts.items()},
@@ -125,7 +131,7 @@ def open_parts(path: Path) -> PartsCheckpoint:
     settings = path / "scheduler" / "scheduler_config.json"
     if settings.is_file():
         config["scheduler"] = read_json(settings)
-    return PartsCheckpoint(path, parts, config)
+    return PartsCheckpoint(path, parts, config, named)
 
 
 def missing_part(checkpoint: PartsCheckpoint, name: str, needed: str) -> InarchError:

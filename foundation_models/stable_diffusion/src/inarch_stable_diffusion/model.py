@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import torch
+from torch import Tensor
 
 from inarch.adapters import Example, Model
+from inarch.errors import InarchError
 from inarch.tree import Chain
+from inarch_clip.text import text
+from inarch_stable_diffusion import tasks, tiny
+from inarch_stable_diffusion.autoencoder import Autoencoder
+from inarch_stable_diffusion.checkpoint import PipelineCheckpoint, reading
+from inarch_stable_diffusion.config import StableDiffusionConfig, parse
+from inarch_stable_diffusion.sampling import Callback
 from inarch_stable_diffusion.unet import unet
-from inarch_stable_diffusion.unet_config import UNetConfig, parse_unet
+from inarch_stable_diffusion.vae import vae
 
-
-class StableDiffusionConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The configurations of a pipeline's parts."""
-
-    unet: UNetConfig
+if TYPE_CHECKING:
+    from inarch.weights import Checkpoint
+    from inarch_clip.tokens import ClipTokenizer
 
 
 class StableDiffusion(Model):
-    """Stable Diffusion 1, 2 and XL."""
+    """Stable Diffusion 1, 2 and XL: `unet`, `vae`, `text_encoder` and `text_encoder_2`."""
 
     config: StableDiffusionConfig
+    ignored = ("*.embeddings.position_ids",)
+
+    @classmethod
+    def reading(cls, checkpoint: Checkpoint) -> Checkpoint:
+        return reading(checkpoint)
+
+    @classmethod
+    def dtype_of(cls, config: Any, tree: str, dtype: torch.dtype) -> torch.dtype:
+        """The autoencoder stays in float32 where float16 overflows in it."""
+        overflows = tree == "vae" and dtype is torch.float16 and config.vae.force_upcast
+        return torch.float32 if overflows else dtype
 
     @classmethod
     def parse_config(cls, config: dict[str, Any]) -> StableDiffusionConfig:
@@ -32,52 +49,194 @@ class StableDiffusion(Model):
         Raises:
             InarchError: IA210.
         """
-        return StableDiffusionConfig(unet=parse_unet(config["unet"]))
+        return parse(config)
 
     @classmethod
     def build(cls, config: StableDiffusionConfig) -> dict[str, Chain]:
-        return {"unet": unet(config.unet)}
+        trees = {"unet": unet(config.unet)}
+        if config.vae is not None:
+            trees["vae"] = vae(config.vae)
+        return trees | {name: text(getattr(config, name)) for name in config.text_encoders}
 
     @classmethod
     def tiny_configs(cls) -> Mapping[str, dict[str, Any]]:
-        small = {
-            "block_out_channels": (8, 16),
-            "layers_per_block": 1,
-            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-            "cross_attention_dim": 12,
-            "attention_head_dim": 2,
-            "norm_num_groups": 4,
-        }
-        added = {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 6,
-            "projection_class_embeddings_input_dim": 10 + 6 * 6,
-            "use_linear_projection": True,
-        }
-        kind = {"model_type": "stable-diffusion"}
-        return {
-            "sd1": {**kind, "unet": small},
-            "inpainting": {**kind, "unet": {**small, "in_channels": 9}},
-            "xl": {**kind, "unet": {**small, **added}},
-        }
+        return tiny.CONFIGS
 
     def examples(self) -> Sequence[Example]:
-        """Two noisy images at once, of a height and width that don't halve evenly everywhere."""
-        c = self.config.unet
-        device, dtype = self.device, self.dtype
+        """Two noisy images at once, two images and two prompts, one of a tree each."""
+        return tiny.examples(self.config, self.trees)
 
-        def waves(*shape: int) -> torch.Tensor:
-            count = torch.arange(torch.Size(shape).numel(), device=device, dtype=torch.float32)
-            return torch.sin(count * 0.7).reshape(shape).to(dtype)
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """The two halves of the autoencoder, with the adapters in it.
 
-        inputs = {
-            "latents": waves(2, c.in_channels, 8, 12),
-            "timestep": torch.tensor([981, 21], device=device),
-            "text": waves(2, 77, c.context[0]),
-        }
-        if c.added is not None:
-            inputs["text_embeds"] = waves(2, c.added[1] - 6 * c.added[0])
-            sizes = [[512, 512, 0, 0, 512, 512], [1024, 768, 8, 0, 1024, 1024]]
-            inputs["time_ids"] = torch.tensor(sizes, device=device, dtype=dtype)
-        return (Example("unet", inputs),)
+        Raises:
+            InarchError: IA506 for a model without one.
+        """
+        if self.config.vae is None:
+            raise InarchError(
+                "IA506",
+                "this model has no autoencoder",
+                where="" if self.checkpoint is None else str(self.checkpoint.path),
+                why=f"its trees are: {', '.join(self.trees)}",
+                remedy='load the folder of a whole pipeline, or ask for output="latents"',
+            )
+        return Autoencoder(self.trees["vae"], self.config.vae)
+
+    @property
+    def tokenizers(self) -> Mapping[str, ClipTokenizer]:
+        """The tokenizer of each text encoder, by the encoder's name."""
+        checkpoint = self.checkpoint
+        return checkpoint.tokenizers if isinstance(checkpoint, PipelineCheckpoint) else {}
+
+    def text_to_image(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        steps: int = 30,
+        guidance: float | None = None,
+        guidance_rescale: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        count: int = 1,
+        scheduler: Any = None,
+        eta: float = 0.0,
+        clip_skip: int | None = None,
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        output: str = "image",
+        tile: int | bool | None = None,
+        callback: Callback | None = None,
+        preview: Callable[[Any, int], Any] | None = None,
+        progress: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Images of what a prompt says.
+
+        Args:
+            prompt: one text, or a list of them, which runs as one batch.
+            negative_prompt: what to keep away from: one for all, or one for each prompt.
+            steps: of the scheduler.
+            guidance: how far to go from the negative prompt to the prompt; 1 or less asks for the
+                prompt alone, in half the time. None is 7.5, and 5 for XL.
+            guidance_rescale: from 0 to 1, against overexposure (arXiv:2305.08891).
+            seed: the same noise again: one for all, or one for each image. None draws one.
+            latents: noise [images, 4, height / 8, width / 8] to begin with, standard normal.
+            height, width: in pixels, multiples of 8; by default as the model was trained.
+            count: images of each prompt.
+            scheduler: None for the checkpoint's; `ddim`, `euler`, `euler a`, `dpm++ 2m karras`, any
+                scheduler of diffusers by name, or one of its objects.
+            eta: of DDIM: how much noise is added anew.
+            clip_skip: how many last layers of the text encoders are left out, as in diffusers: its
+                1 is what other tools call 2.
+            original_size, crop, target_size: (height, width), (top, left) and (height, width) in
+                pixels, which XL is told.
+            output: `image` of Pillow (a list where several are asked for), `latents` of the UNet
+                [images, 4, height / 8, width / 8], or `tensor` [images, 3, height, width] in 0..1.
+            tile: decode in tiles of so many pixels; None does so beyond 2048 pixels.
+            callback: told of each `Step`; giving False ends the run there.
+            preview: called with a small image and the step's index, after each step.
+            progress: a bar with steps a second on stderr; None shows it on a terminal.
+            inputs: what adapters ask for: see `model.inputs`.
+
+        Raises:
+            InarchError: IA550 for settings that make no image, IA551 for an unknown scheduler,
+                IA505 to IA508 for inputs that are missing, unknown or of the wrong kind.
+        """
+        return tasks.text_to_image(self, _wish(locals()))
+
+    def image_to_image(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        image: Any,
+        strength: float = 0.8,
+        negative_prompt: str | Sequence[str] | None = None,
+        steps: int = 30,
+        guidance: float | None = None,
+        guidance_rescale: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        count: int = 1,
+        scheduler: Any = None,
+        eta: float = 0.0,
+        clip_skip: int | None = None,
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        output: str = "image",
+        tile: int | bool | None = None,
+        callback: Callback | None = None,
+        preview: Callable[[Any, int], Any] | None = None,
+        progress: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """An image made anew as a prompt says.
+
+        Args:
+            prompt: as in `text_to_image`, as is all that is not named here.
+            image: a path, an image of Pillow, or a tensor [batch, 3, height, width] in 0..1;
+                resized to height and width, which are its own by default.
+            strength: how much of it is made anew: the share of the steps that are run.
+
+        Raises:
+            InarchError: as `text_to_image`; IA550 for a strength that leaves no step.
+        """
+        return tasks.image_to_image(self, _wish(locals()), image)
+
+    def inpaint(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        image: Any,
+        mask: Any,
+        strength: float = 1.0,
+        negative_prompt: str | Sequence[str] | None = None,
+        steps: int = 30,
+        guidance: float | None = None,
+        guidance_rescale: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        count: int = 1,
+        scheduler: Any = None,
+        eta: float = 0.0,
+        clip_skip: int | None = None,
+        original_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        output: str = "image",
+        tile: int | bool | None = None,
+        callback: Callback | None = None,
+        preview: Callable[[Any, int], Any] | None = None,
+        progress: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """An image made anew where a mask is white.
+
+        With a model made for inpainting, whose UNet sees mask and image, or with any other, which
+        is given back the image outside of the mask after each step.
+
+        Args:
+            prompt: as in `text_to_image`, as is all that is not named here.
+            image: as in `image_to_image`.
+            mask: likewise, of one channel: white or 1 is made anew.
+            strength: how much of it is made anew.
+
+        Raises:
+            InarchError: as `image_to_image`.
+        """
+        return tasks.inpaint(self, _wish(locals()), image, mask)
+
+
+def _wish(given: Mapping[str, Any]) -> tasks.Wish:
+    """A method's own parameters, by name."""
+    fields = tasks.Wish.__dataclass_fields__
+    return tasks.Wish(**{name: value for name, value in given.items() if name in fields})

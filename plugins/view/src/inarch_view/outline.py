@@ -57,7 +57,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     parameters: int = 0
     bytes: int = 0
     source: int = -1
-    below: list[Line] = []  # noqa: UP037: msgspec reads the annotation
+    below: list[Line] = []
 
 
 class Outline:

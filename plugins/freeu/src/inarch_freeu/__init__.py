@@ -1,0 +1,1 @@
+"""FreeU for inarch: an adapter without weights."""
