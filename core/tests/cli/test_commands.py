@@ -176,13 +176,28 @@ def test_show_prints_roles_and_says_of_trained_weights_what_they_need(
 
 def test_doctor_names_a_broken_package_and_exits_with_1(site: Path, capsys: Any) -> None:
     install(site, "inarch-worse", "schema = 1\n[[adapter]]\n")
+    assert run("doctor", "--no-import") == 1
+    out = capsys.readouterr().out
+    assert "warning[IA302]: inarch-worse" in out
+    assert "IA309" not in out
     assert run("doctor") == 1
     out = capsys.readouterr().out
     assert "warning[IA302]: inarch-worse" in out
-    assert run("doctor", "--import") == 1
-    out = capsys.readouterr().out
     assert "imported" in out
     assert out.count("warning[IA309]") == 3
+
+
+@pytest.mark.parametrize("code", [BROKEN, "import sys; sys.exit(3)", "def f(:", "import nowhere"])
+def test_whatever_a_package_does_when_imported_doctor_goes_on(
+    site: Path, capsys: Any, code: str
+) -> None:
+    points = "[inarch.adapters]\nbad = inarch_worse:A\n[inarch.hooks]\nbad = inarch_worse:B\n"
+    manifest = 'schema = 1\n[[adapter]]\nid = "bad"\n'
+    install(site, "inarch-worse", manifest, points, code)
+    assert run("doctor") == 1
+    assert capsys.readouterr().out.count("warning[IA309]: inarch-worse") == 2
+    assert run("adapters") == 0
+    assert "lora" in capsys.readouterr().out
 
 
 def test_no_line_is_wider_than_the_terminal(site: Path, capsys: Any) -> None:

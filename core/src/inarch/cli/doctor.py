@@ -15,7 +15,13 @@ from inarch.plugins.index import Finding, Index
 
 
 @click.command()
-@click.option("--import", "importing", is_flag=True, help="Import every plugin to see that it can.")
+@click.option(
+    "--import/--no-import",
+    "importing",
+    default=True,
+    show_default=True,
+    help="Import every plugin to see that it can be.",
+)
 @json_option
 def doctor(importing: bool, as_json: bool) -> int:
     """Say what is installed, and what is wrong with it. Exits 1 where something is."""

@@ -88,7 +88,10 @@ def picture(subject: Any, form: str) -> str | None:
         form: `page`, `fragment`, `dot` or `mermaid`.
     """
     for distribution in hooked():
-        hooks = manager([distribution]).hook
+        try:
+            hooks = manager([distribution]).hook
+        except InarchError:  # which `inarch doctor` reports; the others can still draw
+            continue
         drawn: str | None = hooks.inarch_picture(subject=subject, form=form)
         if drawn is not None:
             return drawn

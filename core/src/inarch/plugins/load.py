@@ -29,7 +29,7 @@ def load_object(group: str, name: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in filter(None, attribute.split(".")):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InarchError(
             "IA309",
             f"the package {distribution} can't be loaded",
