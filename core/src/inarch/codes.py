@@ -85,11 +85,16 @@ CODES: Final[dict[str, str]] = {
     "IA705": "a package that can't be begun",
     "IA706": "a command of a package that is not installed",
     # 8xx plans, locks and what manifests promise
+    "IA801": "an adapter for roles the model does not have",
     "IA802": "a plan that is stale",
     "IA803": "a file that is no plan",
+    "IA804": "a lock that is stale",
     "IA805": "a stack that changes the model's outputs unsaid",
     "IA806": "not enough memory",
     "IA807": "a patched model that does not run",
+    "IA808": "a command that bisecting learns nothing from",
+    "IA809": "a package whose manifest doesn't hold",
+    "IA810": "a file that is no lock",
     "IA811": "edits the manifest doesn't name",
     "IA812": "a declaration about an unknown adapter",
     # 85x the conformance kit

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,10 +16,12 @@ from inarch.adapters.adapter import Adapter, SiteView
 from inarch.adapters.edge import Edge, Settled
 from inarch.adapters.member import Member
 from inarch.errors import InarchError
-from inarch.plugins import index, load_object, locate_weights
+from inarch.naming import check_adapter_name
+from inarch.plugins import index, load_object
+from inarch.plugins.wanted import located, refuse_base
 from inarch.stack import AdapterSpec
 from inarch.tree import Chain, Edit
-from inarch.tree.edit import addresses, check_adapter_name
+from inarch.tree.edit import addresses
 from inarch.tree.steps import Labelled, walk
 from inarch.weights import WeightsHeader, blank, open_adapter
 
@@ -75,7 +76,7 @@ def draft_of(spec: AdapterSpec, model: Model) -> Draft:
         InarchError: 4xx; nothing was changed.
     """
     check_adapter_name(spec.name)
-    entry, path = _located(spec, model)
+    entry, path = located(spec, index(), model.family)
     plugin: Any = load_object("inarch.adapters", entry.id)
     adapter = plugin(spec.name, _options(plugin, spec, entry.id))
     header = None if path is None else open_adapter(path)
@@ -150,48 +151,6 @@ def _check_scale(spec: AdapterSpec, edits: Iterable[Edit]) -> None:
         )
 
 
-def _located(spec: AdapterSpec, model: Model) -> tuple[AdapterEntry, Path | None]:
-    """The plugin's entry and the file, for the id of a plugin or of trained weights."""
-    listed = index()
-    path = None if spec.weights is None else Path(spec.weights)
-    if spec.use in listed.adapters:
-        return listed.adapters[spec.use], path
-    entry = listed.weights.get(spec.use)
-    if entry is None:
-        known = [*listed.adapters, *listed.weights]
-        near = difflib.get_close_matches(spec.use, known, 3, 0.5)
-        raise InarchError(
-            "IA406",
-            f"no installed package has an adapter or weights `{spec.use}`",
-            where=spec.where or f"adapter `{spec.name}`",
-            why=f"installed are: {', '.join(known) or 'none'}",
-            remedy=f"did you mean: {', '.join(near)}" if near else f"pip install inarch-{spec.use}",
-        )
-    if path is not None:
-        raise InarchError(
-            "IA401",
-            f"`{spec.use}` names trained weights, so it takes no weights",
-            where=str(path),
-            remedy=f'inarch.adapter("{entry.adapter}", weights=...)',
-        )
-    if model.family and entry.model != model.family:
-        raise InarchError(
-            "IA410",
-            f"the weights `{spec.use}` belong to another model",
-            where=f"{entry.distribution}: {entry.manifest}",
-            why=f"they were trained for {entry.model}; this is {model.family}",
-            remedy=f"inarch adapters --for {model.family}",
-        )
-    if entry.adapter not in listed.adapters:
-        raise InarchError(
-            "IA406",
-            f"the weights `{spec.use}` need the adapter `{entry.adapter}`, which is not installed",
-            where=f"{entry.distribution}: {entry.manifest}",
-            remedy=f"pip install inarch-{entry.adapter}",
-        )
-    return listed.adapters[entry.adapter], locate_weights(spec.use)
-
-
 def _options(plugin: type[Adapter], spec: AdapterSpec, kind: str) -> Any:
     try:
         return msgspec.convert(dict(spec.options), plugin.Options)
@@ -209,20 +168,8 @@ def _options(plugin: type[Adapter], spec: AdapterSpec, kind: str) -> Any:
 
 
 def _check_base(spec: AdapterSpec, header: WeightsHeader, model: Model) -> None:
-    recorded = header.metadata.get("inarch.base_fingerprint")
-    if recorded is None:
-        return
-    own = model.fingerprint()
-    if recorded != own:
-        base = header.metadata.get("inarch.base", "another base")
-        raise InarchError(
-            "IA410",
-            f"adapter `{spec.name}` was trained on another base",
-            where=str(header.path),
-            why=f"it records {base} with fingerprint {recorded[:24]}..., "
-            f"this model's is {own[:24]}...",
-            remedy="load the base it was trained on, or train it on this one",
-        )
+    if "inarch.base_fingerprint" in header.metadata:
+        refuse_base(spec.name, str(header.path), header.metadata, model.fingerprint())
 
 
 def _expanded(edits: Iterable[Edit], trees: Mapping[str, Chain]) -> Iterator[Edit]:

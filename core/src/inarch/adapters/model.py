@@ -26,7 +26,7 @@ from inarch.stack import AdapterSpec, Stack, adapter
 from inarch.tree import Chain, Found, Selection
 from inarch.tree.address import compiled
 from inarch.tree.diff import diff
-from inarch.weights.fingerprint import of_tensors
+from inarch.identity import of_tensors
 
 if TYPE_CHECKING:
     from inarch.nn.tokenizer import Tokenizer

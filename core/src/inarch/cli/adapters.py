@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from inarch.cli.fit import misfit, model_named, weights_misfit
 from inarch.cli.output import Output, as_data, json_option
 from inarch.plugins import index
+from inarch.plugins.fit import misfit, model_named, weights_misfit
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -14,11 +15,15 @@ import click
 import inarch
 from inarch.errors import InarchError
 
+_HEAD = re.compile(r"^error\[\w+\]", re.MULTILINE)
 _BROKEN = {"IA301", "IA304", "IA308", "IA309", "IA310", "IA311", "IA208", "IA706"}
+_STALE = {"IA802", "IA804"}
 
 
 def exit_code(error: InarchError) -> int:
-    """3 where something that should be installed is missing or broken, else 1."""
+    """4 for what is stale, 3 where something installed is missing or broken, else 1."""
+    if error.code in _STALE:
+        return 4
     return 3 if error.code in _BROKEN else 1
 
 
@@ -61,6 +66,20 @@ class Output:
             for line in rest[1:]:
                 click.echo(indent + line)
 
+    def items(self, lines: Iterable[str]) -> None:
+        """A list, each item wrapped to the terminal."""
+        width = shutil.get_terminal_size((80, 24)).columns
+        for line in lines:
+            click.echo(
+                textwrap.fill(
+                    line,
+                    width,
+                    initial_indent="  - ",
+                    subsequent_indent="    ",
+                    break_on_hyphens=False,
+                )
+            )
+
     def _rich_table(self, cells: list[tuple[str, ...]]) -> None:
         from rich.console import Console
         from rich.table import Table
@@ -83,8 +102,7 @@ class Output:
             return
         text = str(error)
         if sys.stderr.isatty():
-            head, _, rest = text.partition(": ")
-            text = f"{click.style(head, fg='red', bold=True)}: {rest}"
+            text = _HEAD.sub(lambda m: click.style(m[0], fg="red", bold=True), text)
         click.echo(text, err=True)
 
     def refuse_usage(self, error: click.ClickException) -> None:

@@ -28,6 +28,19 @@ def opened(
     Raises:
         InarchError: IA703 for a stack that names no model or an id that has no weights.
     """
+    source, specs = wanted(name, extra)
+    from inarch.loading import load
+
+    base = load(source, device=device, dtype=dtype)
+    return base, base.adapt(*specs) if specs else base
+
+
+def wanted(name: str, extra: Iterable[str] = ()) -> tuple[str, list[AdapterSpec]]:
+    """What to load and what to adapt it with, for a checkpoint or a stack file.
+
+    Raises:
+        InarchError: IA703 for a stack that names no model or an id that has no weights.
+    """
     specs: list[AdapterSpec] = []
     source = name
     if name.endswith(".toml"):
@@ -51,11 +64,7 @@ def opened(
             + (f": {', '.join(own)}" if own else ""),
             remedy=f"inarch show {own[0] if own else source}",
         )
-    from inarch.loading import load
-
-    specs += [_spec(text) for text in extra]
-    base = load(source, device=device, dtype=dtype)
-    return base, base.adapt(*specs) if specs else base
+    return source, [*specs, *(_spec(text) for text in extra)]
 
 
 def _spec(text: str) -> AdapterSpec:

@@ -16,7 +16,7 @@ from typing import Protocol
 from inarch.errors import InarchError
 from inarch.resolve import graph
 from inarch.resolve.compare import sources
-from inarch.resolve.declared import Party, Precedence, misnamed, precedences
+from inarch.resolve.declared import Party, Precedence, circle_error, misnamed, precedences, said_by
 from inarch.resolve.footprint import Footprint, Grounds, footprint
 from inarch.resolve.meeting import Meeting, Verdict, meet
 from inarch.resolve.refusal import refuse
@@ -80,7 +80,7 @@ def arranged(
         follows.setdefault(one.first, []).append(one.second)
     names = [member.name for member in members]
     circles = graph.cycles(names, follows)
-    problems += [_circle(circle, said) for circle in circles[:_SHOWN]]
+    problems += [circle_error(circle, said) for circle in circles[:_SHOWN]]
     while found := graph.cycles(names, follows):  # only to see what else is wrong
         for circle in found:
             follows[circle[-1]].remove(circle[0])
@@ -155,34 +155,13 @@ def _verdict(
         return Verdict(a, b, "undecided", reason, at)
     first, second = (a, b) if forward else (b, a)
     way = graph.path(first, second, follows)
-    steps = [_said(x, y, said) for x, y in pairwise(way)]
+    steps = [said_by(x, y, said) for x, y in pairwise(way)]
     why = "; ".join(dict.fromkeys(step.why for step in steps))
     if not (meeting.forward if forward else meeting.backward):
         text = f"{reason}; so `{first}` can't come before `{second}`, as {why}"
         return Verdict(first, second, "conflict", text, at)
     word = "user" if any(step.user for step in steps) else "ordered"
     return Verdict(first, second, word, f"{reason}; {why}", at)
-
-
-def _said(first: str, second: str, said: Sequence[Precedence]) -> Precedence:
-    """The declaration that puts one before another; a manifest's where both say so."""
-    both = [one for one in said if (one.first, one.second) == (first, second)]
-    return min(both, key=lambda one: (one.user, one.why))
-
-
-def _circle(circle: Sequence[str], said: Sequence[Precedence]) -> InarchError:
-    edges = [_said(a, b, said) for a, b in zip(circle, [*circle[1:], circle[0]], strict=True)]
-    lines = [f"`{edge.first}` before `{edge.second}`: {edge.why}" for edge in edges]
-    own = next((edge for edge in edges if edge.user), None)
-    return InarchError(
-        "IA415",
-        "what is declared of the order goes in a circle",
-        where=" -> ".join([*circle, circle[0]]),
-        why="\n".join(lines),
-        remedy=f"take back that {own.why.removeprefix('the stack says ')}"
-        if own is not None
-        else f"leave one of them out, such as `{circle[0]}`",
-    )
 
 
 def _disjoint(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, int]]:

@@ -7,14 +7,15 @@ A manifest speaks of adapter ids, and only where both are present: `after`, `bef
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from inarch.errors import InarchError
 from inarch.plugins.index import Finding
-from inarch.plugins.manifest import AdapterEntry
+from inarch.plugins.manifest import AdapterEntry, ModelEntry
+from inarch.stack import AdapterSpec
 
 
 class Party(Protocol):
@@ -133,6 +134,40 @@ def unmet(parties: Sequence[Party], installed: Mapping[str, object]) -> Iterator
                     )
 
 
+def taken(spec: AdapterSpec) -> InarchError:
+    """IA403 for a second member of one name."""
+    return InarchError(
+        "IA403",
+        f"there are two adapters called `{spec.name}`",
+        why="an adapter's name is its identity in the model",
+        remedy=f'inarch.adapter("{spec.use}", ..., name="{spec.name}_2")',
+    )
+
+
+def versions(name: str, entry: AdapterEntry, family: ModelEntry | None) -> Iterator[InarchError]:
+    """IA419 where the model's package is outside of the range the adapter declares for it."""
+    if family is None or family.id not in entry.models:
+        return
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    told = entry.models[family.id]
+    try:
+        fits = SpecifierSet(told).contains(family.version, prereleases=True)
+        why = f"{family.distribution} {family.version} is installed"
+        remedy = f"pip install '{family.distribution}{told}'"
+    except InvalidSpecifier:
+        fits, why = False, f"`{told}` is no version specifier of PEP 440"
+        remedy = f"pip install --upgrade {entry.distribution}"
+    if not fits:
+        yield InarchError(
+            "IA419",
+            f"`{name}` is for {family.id} {told}",
+            where=place_of(entry, family.id),
+            why=why,
+            remedy=remedy,
+        )
+
+
 def unknown_ids(entry: AdapterEntry, installed: Mapping[str, object]) -> Iterator[Finding]:
     """IA812 for each id that a manifest declares something about and nothing installed has."""
     for key in ("after", "before", "requires", "conflicts"):
@@ -167,5 +202,23 @@ def place_of(entry: AdapterEntry, key: str) -> str:
     return entry.manifest
 
 
-def kinds_present(parties: Iterable[Party]) -> set[str]:
-    return {party.kind for party in parties}
+def said_by(first: str, second: str, said: Sequence[Precedence]) -> Precedence:
+    """The declaration that puts one before another; a manifest's where both say so."""
+    both = [one for one in said if (one.first, one.second) == (first, second)]
+    return min(both, key=lambda one: (one.user, one.why))
+
+
+def circle_error(circle: Sequence[str], said: Sequence[Precedence]) -> InarchError:
+    """IA415 for declarations that go in a circle, each with who says so."""
+    edges = [said_by(a, b, said) for a, b in zip(circle, [*circle[1:], circle[0]], strict=True)]
+    lines = [f"`{edge.first}` before `{edge.second}`: {edge.why}" for edge in edges]
+    own = next((edge for edge in edges if edge.user), None)
+    return InarchError(
+        "IA415",
+        "what is declared of the order goes in a circle",
+        where=" -> ".join([*circle, circle[0]]),
+        why="\n".join(lines),
+        remedy=f"take back that {own.why.removeprefix('the stack says ')}"
+        if own is not None
+        else f"leave one of them out, such as `{circle[0]}`",
+    )

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from inarch.adapters.graft import Draft, draft_of, installed
 from inarch.errors import InarchError
 from inarch.plugins.index import Finding, Index
-from inarch.plugins.manifest import AdapterEntry, ModelEntry
-from inarch.resolve.declared import Party, place_of, unknown_ids, unmet
+from inarch.resolve.declared import Party, place_of, taken, unknown_ids, unmet, versions
 from inarch.resolve.refusal import flattened
 from inarch.stack import AdapterSpec
 
@@ -48,40 +47,6 @@ def fitted(model: Model, specs: Sequence[AdapterSpec]) -> tuple[list[Draft], lis
         problems += versions(draft.name, draft.entry, family)
         problems += _undeclared(draft)
     return drafts, problems
-
-
-def taken(spec: AdapterSpec) -> InarchError:
-    """IA403 for a second member of one name."""
-    return InarchError(
-        "IA403",
-        f"there are two adapters called `{spec.name}`",
-        why="an adapter's name is its identity in the model",
-        remedy=f'inarch.adapter("{spec.use}", ..., name="{spec.name}_2")',
-    )
-
-
-def versions(name: str, entry: AdapterEntry, family: ModelEntry | None) -> Iterator[InarchError]:
-    """IA419 where the model's package is outside of the range the adapter declares for it."""
-    if family is None or family.id not in entry.models:
-        return
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-    told = entry.models[family.id]
-    try:
-        fits = SpecifierSet(told).contains(family.version, prereleases=True)
-        why = f"{family.distribution} {family.version} is installed"
-        remedy = f"pip install '{family.distribution}{told}'"
-    except InvalidSpecifier:
-        fits, why = False, f"`{told}` is no version specifier of PEP 440"
-        remedy = f"pip install --upgrade {entry.distribution}"
-    if not fits:
-        yield InarchError(
-            "IA419",
-            f"`{name}` is for {family.id} {told}",
-            where=place_of(entry, family.id),
-            why=why,
-            remedy=remedy,
-        )
 
 
 def _undeclared(draft: Draft) -> Iterator[InarchError]:

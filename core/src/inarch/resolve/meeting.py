@@ -1,7 +1,7 @@
 """Where two adapters meet, and whether it matters which of them comes first.
 
 What decides is the comparison of both orders' programs in normal form, `inarch.resolve.compare`.
-For two edits at one site its answer depends on their kinds alone, so it stands here as a table;
+For two edits at one site its answer depends on their kinds alone: `inarch.resolve.kinds`, and
 `core/tests/resolve/test_algebra.py` proves the two equal on random trees.
 """
 
@@ -12,27 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inarch.resolve.footprint import Footprint
-
-COMMUTING = frozenset(
-    frozenset(pair)
-    for pair in (("add",), ("scale",), ("tap",), ("before", "after"), ("before", "tap"))
-)
-"""Kinds of two edits at one site whose order leaves no trace in the program's normal form.
-
-`f(x) + g(x) + h(x)` and `f(x) * g * h` are sorted; `before` and `after` stand on either side of
-what is there, as do `before` and the names that taps give to what comes out.
-"""
-
-_DOES = {
-    "add": "adds",
-    "scale": "scales",
-    "before": "changes the input",
-    "after": "changes the output",
-    "wrap": "wraps",
-    "replace": "replaces",
-    "tap": "names the value",
-    "provide": "provides a value",
-}
+from inarch.resolve.kinds import COMMUTING, DOES
 
 Word = Literal["commute", "ordered", "user", "conflict", "undecided"]
 
@@ -117,7 +97,7 @@ def _why_commuting(a: Footprint, b: Footprint, at: frozenset[str]) -> str:
         if not ours.isdisjoint(theirs)
     ]
     same = sorted({first for first, second in kinds if first == second})
-    parts = [f"each {_DOES[kind]}" for kind in same]
+    parts = [f"each {DOES[kind]}" for kind in same]
     if any(first != second for first, second in kinds):
         parts.append("one stands before the site, the other behind it")
     return f"{' and '.join(parts)}, and either order is the same program"
@@ -137,7 +117,7 @@ def _kinds(a: Footprint, b: Footprint) -> Iterator[Meeting]:
                 continue
             both = ours & theirs
             if both:
-                reason = f"{{a}} {_DOES[first]} where {{b}} {_DOES[second]}"
+                reason = f"{{a}} {DOES[first]} where {{b}} {DOES[second]}"
                 if "replace" in (first, second):
                     reason += ", and what is replaced is lost"
                 yield _fact(both, reason, forward=second != "replace", backward=first != "replace")
@@ -167,7 +147,7 @@ def _readings(
                 within = inside(site)
                 for read in sorted(reader.reads):
                     if _touches(read, site, within):
-                        reason = f"{who} is made from `{read}`, which {whom} {_DOES[kind]}"
+                        reason = f"{who} is made from `{read}`, which {whom} {DOES[kind]}"
                         at = frozenset((site,))
                         yield _fact(at, reason, forward=first, backward=not first)
 

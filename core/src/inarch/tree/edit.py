@@ -7,7 +7,6 @@ form (terms and factors sorted by adapter), so that equal edits give equal trees
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
@@ -15,6 +14,7 @@ from typing import Literal, TypeVar, get_args
 from torch import nn
 
 from inarch.errors import InarchError
+from inarch.naming import check_adapter_name
 from inarch.tree.address import compiled, is_pattern
 from inarch.tree.chain import RESERVED, Chain
 from inarch.tree.generate import Interface
@@ -168,26 +168,6 @@ def no_site(tree: Chain, address: str, asker: str) -> InarchError:
         remedy=f"did you mean: {', '.join(near)}"
         if near
         else "look at the tree: print(model.tree)",
-    )
-
-
-def check_adapter_name(name: str) -> None:
-    """Refuse a name that can't be a part of an attribute's name, as the modules' names need.
-
-    Raises:
-        InarchError: IA116.
-    """
-    normal = unicodedata.normalize("NFKC", name)
-    if name.isidentifier() and "__" not in name and name.strip("_") == name == normal:
-        return
-    wanted = "".join(c if c.isalnum() else "_" for c in normal)
-    wanted = "_".join(part for part in wanted.split("_") if part) or "adapter"
-    raise InarchError(
-        "IA116",
-        f"an adapter can't be called {name!r}",
-        why="its modules are named SITE__NAME, so the name must be an identifier without `__`, "
-        "and without `_` at either end",
-        remedy=f'name="{wanted if wanted.isidentifier() else "a" + wanted}"',
     )
 
 

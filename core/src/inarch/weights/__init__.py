@@ -1,10 +1,10 @@
 """Checkpoints and adapter files: opened by their headers, read tensor by tensor."""
 
+from inarch.identity import combined, fingerprint, sample_offsets
 from inarch.weights.adapter_file import WeightsHeader, open_adapter
 from inarch.weights.blank import blank
 from inarch.weights.checkpoint import Checkpoint, FolderCheckpoint, open_checkpoint
 from inarch.weights.fill import check_names, fill
-from inarch.weights.fingerprint import combined, fingerprint, sample_offsets
 from inarch.weights.header import TensorInfo, read_header
 from inarch.weights.parts import PartsCheckpoint, RenamedCheckpoint, missing_part
 

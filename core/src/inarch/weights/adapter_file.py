@@ -10,10 +10,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from inarch.errors import InarchError
+from inarch.layout import ADAPTER_NAMES, adapter_file
 from inarch.weights.checkpoint import read_json
-from inarch.weights.header import PICKLES, TensorInfo, read_header
+from inarch.weights.header import TensorInfo, read_header
 
-_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter.safetensors")
 # diffusers keeps a model's settings beside `diffusion_pytorch_model.safetensors`.
 _MODEL = "diffusion_pytorch_model"
 
@@ -108,31 +108,14 @@ def open_adapter(path: str | Path) -> WeightsHeader:
             where a folder holds no weights or several.
     """
     path = Path(path)
-    if path.is_file() or not path.exists():
-        return WeightsHeader(path, _settings(path))
-    found = [path / name for name in _NAMES if (path / name).is_file()]
-    found = found or sorted(path.glob("*.safetensors"))
-    if len(found) != 1:
-        pickles = sorted(p for p in path.iterdir() if p.suffix in PICKLES)
-        if pickles and not found:
-            read_header(pickles[0])
-        names = ", ".join(p.name for p in found)
-        raise InarchError(
-            "IA204",
-            f"the folder `{path.name}` holds {'several' if found else 'no'} adapter weights",
-            where=str(path),
-            why=f"found: {names}" if found else f"an adapter's weights are called {_NAMES[0]}",
-            remedy="pass the file itself" if found else "pass the folder the adapter was saved in",
-        )
+    found = adapter_file(path)
     settings = path / "adapter_config.json"
-    return WeightsHeader(
-        found[0], read_json(settings) if settings.is_file() else _settings(found[0])
-    )
+    return WeightsHeader(found, read_json(settings) if settings.is_file() else _settings(found))
 
 
 def _settings(path: Path) -> dict[str, Any]:
     """What stands beside a file of a known name."""
-    name = "adapter_config.json" if path.name in _NAMES else ""
+    name = "adapter_config.json" if path.name in ADAPTER_NAMES else ""
     if path.name.startswith(f"{_MODEL}."):
         name = "config.json"
     beside = path.parent / name

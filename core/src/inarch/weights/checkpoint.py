@@ -13,9 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from inarch.errors import InarchError
+from inarch.identity import fingerprint
 from inarch.plugins import index, load_object
 from inarch.weights.files import weights_of
-from inarch.weights.fingerprint import fingerprint
 from inarch.weights.header import PICKLES, Header, TensorInfo, read_header
 
 if TYPE_CHECKING:

@@ -9,15 +9,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
-from inarch.weights.header import TensorInfo
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SAMPLES, _WIDTH = 16, 32
 
 
-def fingerprint(files: Iterable[tuple[Path, Mapping[str, TensorInfo]]]) -> str:
+class Spanned(Protocol):
+    """A tensor's place in a file, of `Placed` or `TensorInfo`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def span(self) -> tuple[int, int]: ...
+
+
+def fingerprint(files: Iterable[tuple[Path, Mapping[str, Spanned]]]) -> str:
     """The fingerprint of the tensors in some files, equal however they are sharded.
 
     Args:
