@@ -17,6 +17,7 @@ from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.errors import InarchError
+from inarch.identity import of_tensors
 from inarch.plugins import index
 from inarch.plugins.hooks import hooked, manager, picture
 from inarch.resolve.arrange import Order, arrange, arranged
@@ -26,7 +27,6 @@ from inarch.stack import AdapterSpec, Stack, adapter
 from inarch.tree import Chain, Found, Selection
 from inarch.tree.address import compiled
 from inarch.tree.diff import diff
-from inarch.identity import of_tensors
 
 if TYPE_CHECKING:
     from inarch.nn.tokenizer import Tokenizer
