@@ -28,14 +28,18 @@ CODE = re.compile(r"\bIA\d{3}\b")
 BELOW = {
     "errors": set[str](),
     "codes": set[str](),
-    "tree": {"errors"},
+    "naming": {"errors"},
+    "layout": {"errors"},
+    "identity": set[str](),
+    "tree": {"errors", "naming"},
     "plugins": {"errors"},
     "stack": {"errors", "plugins"},
-    "weights": {"errors", "plugins", "tree"},
-    "adapters": {"errors", "plugins", "tree", "stack", "weights"},
-    "resolve": {"errors", "plugins", "tree", "stack", "weights", "adapters"},
-    "nn": {"errors", "plugins", "tree", "stack", "weights", "adapters"},
+    "weights": {"errors", "identity", "layout", "plugins", "tree"},
+    "adapters": {"errors", "identity", "naming", "plugins", "tree", "stack", "weights"},
 }
+BELOW["resolve"] = {*BELOW["adapters"], "adapters", "layout"}
+BELOW["nn"] = BELOW["adapters"] | {"adapters"}
+
 # One file each that asks upwards, and what for.
 UPWARDS = {
     ("adapters/model.py", "resolve"): "`Model.adapt` is where a stack is resolved",

@@ -109,6 +109,29 @@ def _names(told: str | Sequence[str], use: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def specs_of(adapters: tuple[AdapterSpec | Stack | str, ...]) -> list[AdapterSpec]:
+    """The specifications in what `Model.adapt` takes.
+
+    Raises:
+        InarchError: IA401 for something that is no adapter.
+    """
+    specs: list[AdapterSpec] = []
+    for one in adapters:
+        if isinstance(one, Stack):
+            specs += one.specs
+        elif isinstance(one, str):
+            specs.append(adapter(one))
+        elif isinstance(one, AdapterSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
+            specs.append(one)
+        else:
+            raise InarchError(
+                "IA401",
+                f"{one!r} is no adapter",
+                remedy='make one with inarch.adapter("lora", weights="...")',
+            )
+    return specs
+
+
 def _as_name(use: str) -> str:
     """An id such as `prompt-tuning` as the identifier that names modules."""
     name = "".join(c if c.isalnum() else "_" for c in use).strip("_")

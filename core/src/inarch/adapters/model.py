@@ -23,7 +23,7 @@ from inarch.plugins.hooks import hooked, manager, picture
 from inarch.resolve.arrange import Order, arrange, arranged
 from inarch.resolve.digest import of_members
 from inarch.resolve.refusal import refuse
-from inarch.stack import AdapterSpec, Stack, adapter
+from inarch.stack import AdapterSpec, Stack, specs_of
 from inarch.tree import Chain, Found, Selection
 from inarch.tree.address import compiled
 from inarch.tree.diff import diff
@@ -381,21 +381,3 @@ def tell(model: Model, base: Model) -> None:
 
 def _joined(tree: str, address: str) -> str:
     return f"{tree}.{address}" if tree and address else tree or address
-
-
-def specs_of(adapters: tuple[AdapterSpec | Stack | str, ...]) -> list[AdapterSpec]:
-    specs: list[AdapterSpec] = []
-    for one in adapters:
-        if isinstance(one, Stack):
-            specs += one.specs
-        elif isinstance(one, str):
-            specs.append(adapter(one))
-        elif isinstance(one, AdapterSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
-            specs.append(one)
-        else:
-            raise InarchError(
-                "IA401",
-                f"{one!r} is no adapter",
-                remedy='make one with inarch.adapter("lora", weights="...")',
-            )
-    return specs

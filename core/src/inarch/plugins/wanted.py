@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inarch.errors import InarchError
 from inarch.plugins.index import Index
 from inarch.plugins.load import locate_weights
 from inarch.plugins.manifest import AdapterEntry
-from inarch.stack import AdapterSpec
+
+if TYPE_CHECKING:
+    from inarch.stack import AdapterSpec
 
 
 def located(spec: AdapterSpec, listed: Index, family: str) -> tuple[AdapterEntry, Path | None]:

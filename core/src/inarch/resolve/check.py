@@ -150,7 +150,11 @@ def _fingerprint(stack: Stack, report: Report) -> str:
     except (ValueError, KeyError, AttributeError) as error:
         report.problems.append(
             InarchError(
-                "IA202", "the index of the shards can't be read", where=str(folder), why=str(error)
+                "IA202",
+                "the index of the shards can't be read",
+                where=str(folder),
+                why=str(error),
+                remedy="download or save the checkpoint again",
             )
         )
         return ""

@@ -16,7 +16,6 @@ import torch
 import inarch
 from inarch.adapters.graft import Draft, installed
 from inarch.adapters.member import Member
-from inarch.adapters.model import specs_of
 from inarch.errors import InarchError
 from inarch.plugins.index import Finding
 from inarch.resolve.arrange import arranged
@@ -25,7 +24,7 @@ from inarch.resolve.fit import fitted, notes
 from inarch.resolve.meeting import Verdict
 from inarch.resolve.proof import Proof, prove
 from inarch.resolve.refusal import refuse
-from inarch.stack import AdapterSpec, Stack, adapter
+from inarch.stack import AdapterSpec, Stack, adapter, specs_of
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader
 
