@@ -150,14 +150,20 @@ def _diffusers(
     metadata: dict[str, Any] = {}
     alphas = _alphas(saved, edges)
     for tree in sorted({address.partition(".")[0] for address in edges}):
-        inside = {a.partition(".")[2]: v for a, v in alphas.items() if a.startswith(f"{tree}.")}
+        # transformers had a level `text_model` in its text encoders and has none now; both match.
+        inside = {
+            a.removeprefix(f"{tree}.").removeprefix("text_model."): v
+            for a, v in alphas.items()
+            if a.startswith(f"{tree}.")
+        }
+        magnitudes = [a for a in alphas if a.startswith(f"{tree}.")]
         settings = {
             **peft_format.ranks(inside, "lora_alpha"),
             "peft_type": "LORA",
             "target_modules": sorted(inside),
             "lora_dropout": saved.settings.get("lora_dropout", 0.0),
             "use_rslora": bool(saved.settings.get("use_rslora")),
-            "use_dora": any(saved.terms[f"{tree}.{a}"].decompose == "peft" for a in inside),
+            "use_dora": any(saved.terms[a].decompose == "peft" for a in magnitudes),
         }
         metadata |= {f"{tree}.{name}": value for name, value in settings.items()}
     text = {DIFFUSERS_METADATA: json.dumps(metadata, indent=2, sort_keys=True)}

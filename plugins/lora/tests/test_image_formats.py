@@ -1,0 +1,479 @@
+"""The files of image models: every format gives diffusers' outputs, by names made from the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import inarch
+from inarch.adapters import Model
+from inarch_lora.sgm import sgm_names
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+unet_tree = pytest.importorskip("inarch_stable_diffusion.unet")
+clip_text = pytest.importorskip("inarch_clip.text")
+
+from diffusers.loaders import (  # noqa: E402
+    StableDiffusionLoraLoaderMixin,
+    StableDiffusionXLLoraLoaderMixin,
+)
+
+from inarch_clip.config import parse_text  # noqa: E402
+from inarch_stable_diffusion.unet_config import parse_unet  # noqa: E402
+
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 12,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+XL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 6,
+    "projection_class_embeddings_input_dim": 10 + 6 * 6,
+    "use_linear_projection": True,
+    "layers_per_block": 2,
+}
+TEXT = {
+    "vocab_size": 99,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "eos_token_id": 98,
+}
+
+
+class Pipeline:
+    """The parts of a pipeline that take LoRA, in diffusers and here, of equal weights."""
+
+    def __init__(self, xl: bool) -> None:
+        torch.manual_seed(0)
+        names = ("unet", "text_encoder", "text_encoder_2") if xl else ("unet", "text_encoder")
+        config = transformers.CLIPTextConfig(**TEXT)
+        kind = StableDiffusionXLLoraLoaderMixin if xl else StableDiffusionLoraLoaderMixin
+        self.theirs: Any = type("Parts", (kind,), {"components": {}, "hf_device_map": None})()
+        trees = {}
+        for name in names:
+            if name == "unet":
+                module = diffusers.UNet2DConditionModel(**UNET) if not xl else None
+                module = module or diffusers.UNet2DConditionModel(**{**UNET, **XL})
+                tree = unet_tree.unet(parse_unet(dict(module.config)))
+            else:
+                module = transformers.CLIPTextModel(config)
+                tree = clip_text.text(parse_text(config.to_dict(), projection=False))
+            module.requires_grad_(False).eval()
+            setattr(self.theirs, name, module)
+            state = module.state_dict()
+            if name != "unet" and not any(key.startswith("text_model.") for key in state):
+                state = {f"text_model.{key}": value for key, value in state.items()}
+            tree.load_state_dict(state)
+            trees[name] = tree.requires_grad_(False).eval()
+        self.xl = xl
+        self.ours = Model(trees, roles={"attention.query": "unet.*_blocks.*.attentions.*"})
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Every layer a LoRA may stand beside, by address."""
+        return {
+            address: site.module
+            for address, site in self.ours.sites.all.items()
+            if isinstance(site.module, nn.Linear | nn.Conv2d)
+        }
+
+    def outputs(self, model: Model | None = None) -> dict[str, Tensor]:
+        """What each part makes of fixed inputs: diffusers' parts, or those of a model of ours."""
+        generator = torch.Generator().manual_seed(1)
+        latents, text = (torch.randn(s, generator=generator) for s in ((2, 4, 8, 8), (2, 5, 12)))
+        ids = torch.randint(0, 98, (2, 9), generator=generator)
+        when = torch.tensor([3, 500])
+        pooled, sizes = torch.randn(2, 10, generator=generator), torch.ones(2, 6)
+        if model is None:
+            added = {"text_embeds": pooled, "time_ids": sizes} if self.xl else None
+            unet = self.theirs.unet(latents, when, text, added_cond_kwargs=added).sample
+            found = {"unet": unet}
+            for name in self.encoders():
+                found[name] = getattr(self.theirs, name)(ids).last_hidden_state
+            return found
+        more = {"text_embeds": pooled, "time_ids": sizes} if self.xl else {}
+        found = {"unet": model.trees["unet"](latents, timestep=when, text=text, **more)}
+        for name in self.encoders():
+            found[name] = model.trees[name](ids, mask=None)[0]
+        return found
+
+    def encoders(self) -> list[str]:
+        return [name for name in self.ours.trees if name != "unet"]
+
+
+@pytest.fixture(params=[False, True], ids=["sd1", "xl"])
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    return Pipeline(request.param)
+
+
+@pytest.fixture(scope="module")
+def small() -> Pipeline:
+    """One whose part in diffusers takes no adapter, so that tests may share it."""
+    return Pipeline(xl=False)
+
+
+Factors = dict[str, tuple[Tensor, Tensor, float | None]]
+
+
+def random_lora(
+    layers: Mapping[str, nn.Module], seed: int, alphas: tuple[float | None, ...] = (1.0, 2.0, 3.0)
+) -> Factors:
+    """A, B and alpha for each layer, of ranks 2 and 3."""
+    generator = torch.Generator().manual_seed(seed)
+    found: Factors = {}
+    for at, (address, layer) in enumerate(layers.items()):
+        rank = 2 + at % 2
+        weight = layer.weight
+        ones = (1,) * (weight.dim() - 2)
+        first = torch.randn(rank, *weight.shape[1:], generator=generator) * 0.3
+        second = torch.randn(weight.shape[0], rank, *ones, generator=generator) * 0.3
+        found[address] = (first, second, alphas[at % len(alphas)])
+    return found
+
+
+def attention(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """What diffusers' older files adapt."""
+    ends = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
+    return {a: layer for a, layer in layers.items() if a.endswith(ends)}
+
+
+# The added embedding is renamed to nothing, and an upsampler of a block without attention taken for
+# attention.
+LOST_BY_DIFFUSERS = {"kohya": ["add_embedding"], "sgm": ["unet.up_blocks.0.upsamplers"]}
+
+
+def kohya_name(address: str, xl: bool, path: str | None = None) -> str:
+    tree, _, own = address.partition(".")
+    prefix = {"unet": "lora_unet_", "text_encoder_2": "lora_te2_"}.get(tree)
+    prefix = prefix or ("lora_te1_" if xl else "lora_te_")
+    return prefix + (path or own).replace(".", "_")
+
+
+def kohya(factors: Factors, xl: bool, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for address, (first, second, alpha) in factors.items():
+        path = (names or {}).get(address.removeprefix("unet."))
+        name = kohya_name(address, xl, path if address.startswith("unet.") else None)
+        state |= {f"{name}.lora_down.weight": first, f"{name}.lora_up.weight": second}
+        if alpha is not None:
+            state[f"{name}.alpha"] = torch.tensor(alpha)
+    return state
+
+
+def dotted(factors: Factors, down: str, up: str) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for address, (first, second, _) in factors.items():
+        state |= {f"{address}.{down}": first, f"{address}.{up}": second}
+    return state
+
+
+def old_diffusers(factors: Factors) -> dict[str, Tensor]:
+    """`attn1.processor.to_q_lora.down.weight`, and `self_attn.to_q_lora` in text encoders."""
+    state: dict[str, Tensor] = {}
+    own = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+    for address, (first, second, _) in factors.items():
+        path, _, last = address.removesuffix(".0").rpartition(".")
+        between = ".processor" if address.startswith("unet.") else ""
+        name = f"{path}{between}.{own.get(last, last)}_lora"
+        state |= {f"{name}.down.weight": first, f"{name}.up.weight": second}
+    return state
+
+
+def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+def by_sums(pipeline: Pipeline, *terms: tuple[Factors, float]) -> dict[str, Tensor]:
+    """What our trees give with the products added to their weights."""
+    layers = pipeline.layers()
+    before = {a: layer.weight.clone() for a, layer in layers.items()}
+    for factors, scale in terms:
+        for address, (first, second, alpha) in factors.items():
+            weight = layers[address].weight
+            rank = first.shape[0]
+            product = (second.flatten(1) @ first.flatten(1)).view_as(weight)
+            weight.add_(product * scale * (1.0 if alpha is None else alpha / rank))
+    found = pipeline.outputs(pipeline.ours)
+    for address, layer in layers.items():
+        layer.weight.copy_(before[address])
+    return found
+
+
+def write(state: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> Path:
+    save_file({k: v.clone().contiguous() for k, v in state.items()}, file, metadata)
+    return file
+
+
+def test_the_parts_are_equal_before(pipeline: Pipeline) -> None:
+    same(pipeline.outputs(pipeline.ours), pipeline.outputs())
+
+
+@pytest.mark.parametrize("form", ["kohya", "sgm", "peft", "lora.down", "lora_linear", "old"])
+def test_a_format_gives_diffusers_outputs(pipeline: Pipeline, form: str, tmp_path: Path) -> None:
+    layers = pipeline.layers()
+    if form in ("lora_linear", "old", "lora.down"):
+        layers = attention(layers)
+    for name in LOST_BY_DIFFUSERS.get(form, ()):
+        layers = {a: layer for a, layer in layers.items() if name not in a}
+    # Of several alphas diffusers loses all but one; they are tried below.
+    factors = random_lora(layers, 3, (4.0,) if form in ("kohya", "sgm") else (None,))
+    if form == "kohya":
+        state = kohya(factors, pipeline.xl)
+    elif form == "sgm":
+        paths = [a.removeprefix("unet.") for a in layers if a.startswith("unet.")]
+        every = [a.removeprefix("unet.") for a in pipeline.ours.sites.all if a.startswith("unet.")]
+        state = kohya(factors, True, {p: sgm_names(every)[p] for p in paths})
+    elif form == "old":
+        state = old_diffusers(factors)
+    elif form == "peft":
+        state = dotted(factors, "lora_A.weight", "lora_B.weight")
+    else:
+        own = {a: f for a, f in factors.items() if a.startswith("unet.")}
+        others = {a: f for a, f in factors.items() if a not in own}
+        state = dotted(own, "lora.down.weight", "lora.up.weight")
+        state |= dotted(others, "lora_linear_layer.down.weight", "lora_linear_layer.up.weight")
+    file = write(state, tmp_path / "file.safetensors")
+    adapted = pipeline.ours.adapt(inarch.adapter("lora", weights=file, scale=0.8))
+    same(pipeline.outputs(adapted), by_sums(pipeline, (factors, 0.8)))
+    same(pipeline.outputs(adapted.merge()), pipeline.outputs(adapted))
+    if form == "sgm" and not pipeline.xl:
+        return  # diffusers reads these names for XL only
+    pipeline.theirs.load_lora_weights(str(file), adapter_name="a")
+    pipeline.theirs.set_adapters(["a"], [0.8])
+    same(pipeline.outputs(adapted), pipeline.outputs())
+
+
+@pytest.mark.parametrize("alphas", [(1.0, 2.0, 3.0), (None, 5.0), (None,), (0.0,)])
+def test_alpha_is_each_layers_own_and_missing_is_its_rank(
+    small: Pipeline, alphas: tuple[float | None, ...], tmp_path: Path
+) -> None:
+    factors = random_lora(small.layers(), 5, alphas)
+    file = write(kohya(factors, small.xl), tmp_path / "file.safetensors")
+    adapted = small.ours.adapt(inarch.adapter("lora", weights=file))
+    plain = {a: (first, second, alpha or None) for a, (first, second, alpha) in factors.items()}
+    same(small.outputs(adapted), by_sums(small, (plain, 1.0)))
+
+
+def test_several_at_once_with_weights_equal_diffusers(pipeline: Pipeline, tmp_path: Path) -> None:
+    layers = pipeline.layers()
+    some = {a: layer for a, layer in layers.items() if a.startswith("unet.up") or "text" in a}
+    loras = {
+        "a": (random_lora(layers, 3, (None,)), 0.7),
+        "b": (random_lora(some, 4, (None,)), -0.4),
+        "c": (random_lora(attention(layers), 5, (None,)), 1.5),
+    }
+    specs = []
+    for name, (factors, scale) in loras.items():
+        state = dotted(factors, "lora_A.weight", "lora_B.weight")
+        file = write(state, tmp_path / f"{name}.safetensors")
+        pipeline.theirs.load_lora_weights(str(file), adapter_name=name)
+        specs.append(inarch.adapter("lora", weights=file, scale=scale, name=name))
+    pipeline.theirs.set_adapters(list(loras), [scale for _, scale in loras.values()])
+    adapted = pipeline.ours.adapt(*specs)
+    found = pipeline.outputs(adapted)
+    same(found, pipeline.outputs())
+    again = pipeline.outputs(pipeline.ours.adapt(*reversed(specs)))
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+    dropped = pipeline.outputs(adapted.without("a", "b", "c"))
+    base = pipeline.outputs(pipeline.ours)
+    assert all(torch.equal(dropped[name], value) for name, value in base.items())
+
+
+COMFY = {
+    "unet": "diffusion_model.",
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+}
+
+
+@pytest.mark.parametrize("form", ["diffusers names", "original names", "clip_l", "lycoris"])
+def test_other_prefixes_are_read(pipeline: Pipeline, form: str, tmp_path: Path) -> None:
+    factors = random_lora(pipeline.layers(), 6, (None,))
+    every = [a.removeprefix("unet.") for a in pipeline.ours.sites.all if a.startswith("unet.")]
+    original = sgm_names(every)
+    state: dict[str, Tensor] = {}
+    for address, (first, second, _) in factors.items():
+        tree, _, path = address.partition(".")
+        if form == "original names" and tree == "unet":
+            path = original[path]
+        prefix = COMFY[tree]
+        if form == "clip_l":
+            prefix = {"text_encoder": "clip_l.", "text_encoder_2": "clip_g."}.get(tree, prefix)
+        name = prefix + path
+        if form == "lycoris":
+            name = f"lycoris_{address.replace('.', '_')}"
+        state |= {f"{name}.lora_down.weight": first, f"{name}.lora_up.weight": second}
+    file = write(state, tmp_path / "file.safetensors")
+    adapted = pipeline.ours.adapt(inarch.adapter("lora", weights=file))
+    same(pipeline.outputs(adapted), by_sums(pipeline, (factors, 1.0)))
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_a_fresh_one_is_saved_for_diffusers(pipeline: Pipeline, form: str, tmp_path: Path) -> None:
+    targets = ["unet.*.*.attentions.*.transformer_blocks.*.{attn1,attn2}.{to_q,to_k}"]
+    targets += [
+        f"{name}.text_model.encoder.layers.*.self_attn.q_proj" for name in pipeline.encoders()
+    ]
+    spec = inarch.adapter(
+        "lora", targets=targets, rank=3, alpha=6, format=form, alpha_pattern={"to_k": 2}
+    )
+    adapted = pipeline.ours.adapt(spec)
+    for parameter in adapted.adapter_parameters("lora").values():
+        parameter.data.normal_(std=0.3)
+    adapted.adapters["lora"].trainable = False
+    adapted.save_adapter("lora", tmp_path)
+    [file] = tmp_path.glob("*.safetensors")
+    again = pipeline.ours.adapt(inarch.adapter("lora", weights=tmp_path))
+    found = pipeline.outputs(adapted)
+    same(pipeline.outputs(again), found)
+    if form == "diffusers":  # of several alphas in a kohya file diffusers loses all but one
+        pipeline.theirs.load_lora_weights(str(file), adapter_name="a")
+        same(pipeline.outputs(), found)
+
+
+def test_one_format_is_saved_as_another(small: Pipeline, tmp_path: Path) -> None:
+    factors = random_lora(small.layers(), 7)
+    file = write(kohya(factors, small.xl), tmp_path / "file.safetensors")
+    adapted = small.ours.adapt(inarch.adapter("lora", weights=file, format="diffusers"))
+    adapted.save_adapter("lora", tmp_path / "out")
+    again = small.ours.adapt(inarch.adapter("lora", weights=tmp_path / "out", format="kohya"))
+    same(small.outputs(again), small.outputs(adapted))
+    again.save_adapter("lora", tmp_path / "back")
+    state = load_file(tmp_path / "back" / "adapter.safetensors")
+    assert state.keys() == kohya(factors, small.xl).keys()
+
+
+def test_a_file_is_saved_under_the_names_it_came_with(tmp_path: Path) -> None:
+    pipeline = Pipeline(xl=True)
+    every = [a.removeprefix("unet.") for a in pipeline.ours.sites.all if a.startswith("unet.")]
+    state = kohya(random_lora(pipeline.layers(), 7), True, sgm_names(every))
+    file = write(state, tmp_path / "file.safetensors")
+    pipeline.ours.adapt(inarch.adapter("lora", weights=file)).save_adapter("lora", tmp_path / "out")
+    found = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_blocks_have_scales_of_their_own(small: Pipeline, tmp_path: Path) -> None:
+    factors = random_lora(small.layers(), 8)
+    file = write(kohya(factors, small.xl), tmp_path / "file.safetensors")
+    scales = {"unet.down_blocks": 0.5, "unet.down_blocks.*.attentions": 0.0, "text_encoder": -2.0}
+    spec = inarch.adapter("lora", weights=file, scale=0.7, block_scales=scales)
+    adapted = small.ours.adapt(spec)
+    parts: dict[float, Factors] = {0.5: {}, 0.0: {}, -2.0: {}, 1.0: {}}
+    for address, value in factors.items():
+        inside = address.startswith("unet.down_blocks.")
+        scale = 0.0 if inside and ".attentions." in address else 0.5 if inside else 1.0
+        parts[-2.0 if address.startswith("text_encoder.") else scale][address] = value
+    expected = by_sums(small, *((part, 0.7 * scale) for scale, part in parts.items()))
+    same(small.outputs(adapted), expected)
+    same(small.outputs(adapted.merge()), expected)
+    adapted.save_adapter("lora", tmp_path / "out")  # a block's scale is the user's, not the file's
+    first, second = load_file(file), load_file(tmp_path / "out" / "adapter.safetensors")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def refusal(model: Model, state: Mapping[str, Tensor], folder: Path, **options: Any) -> Any:
+    file = write(state, folder / "file.safetensors")
+    with pytest.raises(inarch.InarchError) as caught:
+        model.adapt(inarch.adapter("lora", weights=file, **options))
+    return caught.value
+
+
+def test_a_key_without_a_layer_is_named(small: Pipeline, tmp_path: Path) -> None:
+    state = kohya(random_lora(small.layers(), 8), small.xl)
+    key = "lora_unet_down_blocks_7_attentions_0_proj_in.lora_down.weight"
+    error = refusal(small.ours, {**state, key: torch.ones(2, 8)}, tmp_path)
+    assert (error.code, key in error.where) == ("IA425", True)
+    assert "lora_unet_down_blocks_0_attentions_0_proj_in" in error.remedy
+
+
+def test_a_text_encoder_the_model_does_not_have_is_named(tmp_path: Path) -> None:
+    pipeline = Pipeline(xl=True)
+    state = kohya(random_lora(pipeline.layers(), 8), True)
+    error = refusal(Pipeline(xl=False).ours, state, tmp_path)
+    assert error.code in ("IA425", "IA411")
+    assert "lora_" in str(error)
+
+
+def test_a_name_that_two_encoders_have_is_refused(tmp_path: Path) -> None:
+    pipeline = Pipeline(xl=True)
+    name = "text_model.encoder.layers.0.self_attn.q_proj"
+    state = {f"{name}.lora_A.weight": torch.ones(2, 12), f"{name}.lora_B.weight": torch.ones(12, 2)}
+    error = refusal(pipeline.ours, state, tmp_path)
+    assert (error.code, f"text_encoder_2.{name}" in error.why) == ("IA428", True)
+
+
+def test_a_block_that_holds_nothing_is_refused(small: Pipeline, tmp_path: Path) -> None:
+    state = kohya(random_lora(attention(small.layers()), 8), small.xl)
+    scales = {"unet.up_blocks": 0.5, "unet.conv_in": 0.2}
+    error = refusal(small.ours, state, tmp_path, block_scales=scales)
+    assert (error.code, "unet.conv_in" in error.what) == ("IA402", True)
+
+
+def test_a_wrong_shape_among_many_changes_nothing(small: Pipeline, tmp_path: Path) -> None:
+    state = kohya(random_lora(small.layers(), 8), small.xl)
+    key = next(key for key in state if key.endswith("mid_block_resnets_0_conv1.lora_up.weight"))
+    state[key] = torch.ones(9, *state[key].shape[1:])
+    before = small.outputs(small.ours)
+    error = refusal(small.ours, state, tmp_path)
+    assert (error.code, key in str(error)) == ("IA411", True)
+    after = small.outputs(small.ours)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_linear_factors_of_a_pointwise_convolution_fit_either_way(tmp_path: Path) -> None:
+    for xl, shape in ((False, (2, 8)), (True, (2, 8, 1, 1))):
+        pipeline = Pipeline(xl)
+        address = "unet.down_blocks.0.attentions.0.proj_in"
+        first, second = torch.randn(shape), torch.randn(8, 2, *shape[2:])
+        factors: Factors = {address: (first, second, 1.0)}
+        file = write(kohya(factors, xl), tmp_path / f"{xl}.safetensors")
+        adapted = pipeline.ours.adapt(inarch.adapter("lora", weights=file))
+        same(pipeline.outputs(adapted), by_sums(pipeline, (factors, 1.0)))
+
+
+def test_lycoris_files_of_a_unet_land_on_its_layers(small: Pipeline, tmp_path: Path) -> None:
+    address = "unet.down_blocks.0.resnets.0.conv1"
+    name = kohya_name(address, small.xl)
+    shape = small.layers()[address].weight.shape
+    wide = shape[1:].numel()
+    parts = [torch.randn(s) * 0.5 for s in ((8, 2), (2, wide), (8, 2), (2, wide))]
+    keys = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    state = {f"{name}.{key}": part for key, part in zip(keys, parts, strict=True)}
+    state |= {f"{name}.alpha": torch.tensor(1.0)}
+    adapted = small.ours.adapt(
+        inarch.adapter("lora", weights=write(state, tmp_path / "file.safetensors"))
+    )
+    change = ((parts[0] @ parts[1]) * (parts[2] @ parts[3])).view(shape) / 2
+    layer = small.layers()[address]
+    layer.weight.add_(change)
+    expected = small.outputs(small.ours)
+    layer.weight.sub_(change)
+    same(small.outputs(adapted), expected)
+
+
+def test_only_the_trees_of_the_file_are_edited(small: Pipeline, tmp_path: Path) -> None:
+    layers = {a: v for a, v in small.layers().items() if a.startswith("unet.mid_block")}
+    file = write(kohya(random_lora(layers, 1), small.xl), tmp_path / "file.safetensors")
+    adapted = small.ours.adapt(inarch.adapter("lora", weights=file))
+    assert {edit.address for edit in adapted.adapters["lora"].edits} == set(layers)
+    for name in small.encoders():
+        assert adapted.trees[name] is small.ours.trees[name]
