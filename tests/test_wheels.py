@@ -6,8 +6,11 @@ Run by the tox environment `wheels`; elsewhere the packages are editable, and th
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -22,14 +25,31 @@ pytestmark = pytest.mark.skipif(
     "site-packages" not in (inarch.__file__ or ""), reason="the packages are not wheels here"
 )
 
-PACKAGES = [
-    "inarch",
-    "inarch-llama",
-    "inarch-lora",
-    "inarch-gguf",
-    "inarch-smollm2-voices",
-    "inarch-training",
-]
+ROOT = Path(__file__).parent.parent
+FOLDERS = {
+    re.search(r'^name = "(.+)"', file.read_text("utf-8"), re.M)[1]: file.parent  # type: ignore[index]
+    for pattern in ("core", "foundation_models/*", "plugins/*")
+    for file in ROOT.glob(f"{pattern}/pyproject.toml")
+}
+
+ONE_TEST = """
+import pytest
+passed, failed = [], []
+
+def pytest_runtest_protocol(item, nextitem):
+    return True if passed else None
+
+def pytest_runtest_logreport(report):
+    if report.failed:
+        failed.append(report.nodeid)
+    elif report.when == "call" and report.passed:
+        passed.append(report.nodeid)
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    print("PASSED", passed)
+    session.exitstatus = 0 if passed and not failed else 1
+"""
 
 
 def command(*args: str) -> Any:
@@ -38,22 +58,52 @@ def command(*args: str) -> Any:
     return json.loads(done.stdout)["data"]
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_a_wheel_has_its_licence_manifest_and_marker(name: str) -> None:
+def manifest(folder: Path) -> dict[str, Any]:
+    [file] = folder.glob("src/*/inarch.toml")
+    return tomllib.loads(file.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_wheel_has_its_licence_manifest_marker_and_every_file_of_its_source(name: str) -> None:
     files = {str(path) for path in distribution(name).files or ()}
-    package = name.replace("-", "_")
     assert any(file.endswith("licenses/LICENSE") for file in files)
-    if name != "inarch":
-        assert f"{package}/inarch.toml" in files
-    if name != "inarch-smollm2-voices":
-        assert f"{package}/py.typed" in files
+    source = FOLDERS[name] / "src"
+    wanted = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    package = name.replace("-", "_")
+    assert wanted - files == set()
+    assert name == "inarch" or f"{package}/inarch.toml" in files
+    assert f"{package}/py.typed" in files or not any(f.endswith(".py") for f in wanted)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_one_test_of_each_package_passes_with_the_wheels(name: str, tmp_path: Path) -> None:
+    (tmp_path / "one_test.py").write_text(ONE_TEST)
+    tests = FOLDERS[name] / "tests"
+    call = [sys.executable, "-m", "pytest", "-q", "-p", "one_test", str(tests)]
+    call += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+    call += ["--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_the_command_line_lists_what_the_wheels_brought() -> None:
-    assert [m["id"] for m in command("models")["models"]] == ["llama"]
-    listed = command("adapters", "--for", "smollm2")
-    assert [a["id"] for a in listed["adapters"]] == ["lora"]
-    assert [w["id"] for w in listed["weights"]] == ["pirate", "terse_json"]
+    manifests = [manifest(folder) for name, folder in FOLDERS.items() if name != "inarch"]
+
+    def ids(kind: str) -> list[str]:
+        return sorted(entry["id"] for one in manifests for entry in one.get(kind, []))
+
+    assert sorted(m["id"] for m in command("models")["models"]) == ids("model")
+    listed = command("adapters")
+    assert sorted(a["id"] for a in listed["adapters"]) == ids("adapter")
+    assert sorted(w["id"] for w in listed["weights"]) == ids("weights")
+    fitting = command("adapters", "--for", "smollm2")
+    assert {"lora"} <= {a["id"] for a in fitting["adapters"]}
+    assert [w["id"] for w in fitting["weights"]] == ["pirate", "terse_json"]
     assert command("show", "gguf")[0]["kind"] == "format"
     assert command("doctor")["findings"] == []
 
