@@ -22,7 +22,7 @@ from inarch.nn import (
     rotate,
     split_heads,
 )
-from inarch.tree import Chain, Let, Parallel, Residual, Seq, Use
+from inarch.tree import Chain, Identity, Let, Parallel, Residual, Seq, Use
 
 WIDTH, HEADS, GROUPS, HEAD = 16, 4, 2, 4
 ROLES = {"attention.attend": "model.*.self_attn.attend", "head": "lm_head"}
@@ -69,7 +69,13 @@ def language_model(seed: int = 0, window: int | None = None) -> LanguageModel:
     tree = Chain(
         model=Chain(
             embed=nn.Embedding(259, WIDTH),
-            rotary=Let(("cos", "sin"), ("rotary_emb", Rotary(HEAD, 10000.0, 64))),
+            rotary=Let(
+                ("cos", "sin"),
+                Seq(
+                    Parallel(Identity(), positions=Use("positions")),
+                    rotary_emb=Rotary(HEAD, 10000.0, 64),
+                ),
+            ),
             first=Chain(Residual(norm=RMSNorm(WIDTH, 1e-6), self_attn=attention())),
             second=Chain(Residual(norm=RMSNorm(WIDTH, 1e-6), self_attn=attention())),
         ),

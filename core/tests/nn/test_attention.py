@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from inarch.nn import (
     RMSNorm,
@@ -93,3 +94,40 @@ def test_transposed_linear_equals_transformers_conv1d() -> None:
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 5, 8)
     assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("window", [None, 2, 5])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(0, 3), (2, 2), (2, 4)])
+def test_keys_and_queries_a_mask_does_not_tell_of_stand_before_the_others(
+    queries: int, keys: int, padded: bool, window: int | None
+) -> None:
+    """As if the whole had been masked at once, for a text of 4 with virtual ones before it."""
+    torch.manual_seed(0)
+    pads = [0, 2] if padded else [0, 0]
+    padding = torch.tensor([[i >= pad for i in range(4)] for pad in pads])
+    mask = causal_mask(4, 4, padding=padding if padded else None, window=window)
+    whole = torch.zeros(2, 1, 4 + queries, 4 + keys, dtype=torch.bool)
+    for row, pad in enumerate(pads):  # positions count what is there: virtual ones and the text
+        places = [*range(keys), *(keys + i - pad for i in range(4))]
+        for i, at in enumerate(places[keys - queries :]):
+            for j, other in enumerate(places):
+                there = j < keys or j >= keys + pad
+                whole[row, 0, i, j] = there and 0 <= at - other < (window or 99)
+    q, k, v = (torch.randn(2, 2, 4 + n, 8) for n in (queries, keys, keys))
+    if whole is None:
+        whole = torch.ones(4 + queries, 4 + keys).tril(keys - queries).bool()
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=whole)
+    actual = attend(q, k, v, mask, window=window)
+    for row, pad in enumerate(pads):
+        kept = [i for i in range(4 + queries) if not queries <= i < queries + pad]
+        torch.testing.assert_close(actual[row, :, kept], expected[row, :, kept])
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_single_query_sees_all_keys_of_its_window(window: int | None) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
+    seen = slice(0 if window is None else 5 - window, None)
+    expected = F.scaled_dot_product_attention(q, k[:, :, seen], v[:, :, seen])
+    torch.testing.assert_close(attend(q, k, v, None, window=window), expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +57,9 @@ def edits(draw: st.DrawFn, tree: Chain, adapter: str) -> list[Edit]:
             found.append(Edit.provide(name, Seq(("made", nn.Identity())), adapter))
         elif kind == "wrap":
             found.append(Edit.wrap(address, Residual(Here()), adapter))
+        elif kind in ("before", "after"):
+            kin = draw(st.sampled_from(["", "same", "other"]))
+            found.append(getattr(Edit, kind)(address, step, adapter, kin=kin))
         else:
             found.append(getattr(Edit, kind)(address, step, adapter))
     return found
@@ -141,3 +145,24 @@ def test_let_binds_are_sites_like_any_other() -> None:
     tree = Chain(Let("kept", ("fc", nn.Linear(WIDTH, WIDTH))), head=nn.Linear(WIDTH, WIDTH))
     pair = [Edit.add("kept", nn.Linear(WIDTH, WIDTH), name) for name in ("a", "b")]
     assert compare(tree, pair[:1], pair[1:]).equal
+
+
+def test_edits_of_one_kin_stand_in_the_order_of_their_names_whoever_stands_there() -> None:
+    torch.manual_seed(0)
+    tree = Chain(fc=nn.Linear(WIDTH, WIDTH))
+    for kind in ("before", "after"):
+        kin = [getattr(Edit, kind)("fc", nn.Linear(WIDTH, WIDTH), n, kin="k") for n in "abc"]
+        other = getattr(Edit, kind)("fc", nn.Linear(WIDTH, WIDTH), "d")
+        forms = {tree.edit([other, *order]).form for order in itertools.permutations(kin)}
+        assert len(forms) == 1
+        source = next(iter(forms)).source
+        at = [source.index(f"self.fc__{name}(") for name in "abc"]
+        assert at == sorted(at)
+        assert not compare(tree, kin[:1], [other]).equal
+
+
+def test_only_edits_before_and_after_have_kin() -> None:
+    for kind in ("add", "scale", "wrap", "replace"):
+        with pytest.raises(InarchError) as caught:
+            getattr(Edit, kind)("fc", nn.Linear(WIDTH, WIDTH), "a", kin="k")
+        assert caught.value.code == "IA117"

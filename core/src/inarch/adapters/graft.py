@@ -275,8 +275,9 @@ def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> N
     for _, part in parts(edit):
         for module in part.modules():
             for own, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_meta and own != "scale":
-                    module._buffers[own] = torch.zeros_like(buffer, device=device)
+                if buffer is not None and own != "scale":
+                    made = torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer
+                    module._buffers[own] = made.to(device)
             fresh = getattr(module, "reset_parameters", None)
             if header is None and fresh is not None and module not in copied:
                 fresh()

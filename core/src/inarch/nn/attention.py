@@ -17,20 +17,49 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, window: int | None = None
+) -> Tensor:
     """Scaled dot-product attention; several query heads may share one of key and value.
+
+    What a mask doesn't tell of stands before the rest: keys that an adapter puts in front of the
+    model's own are seen by every query, and queries it puts there see what is before them.
 
     Args:
         query: [batch, heads, time, head_dim].
         key, value: [batch, key_heads, keys, head_dim], where key_heads divides heads.
-        mask: [batch or 1, 1, time, keys], True where a query may look. None is causal for as
-            many keys as queries, and open for a single query.
+        mask: [batch or 1, 1, times, keys], True where a query may look, for the last queries and
+            keys or all of them. None is causal, the last query being the last key.
+        window: how many keys back a query sees, its own included, where the mask doesn't tell.
     """
-    causal = mask is None and query.shape[2] > 1
+    time, keys = query.shape[2], key.shape[2]
+    if mask is not None and mask.shape[2:] != (time, keys):
+        mask = _extended(mask, time, keys, window)
+    elif mask is None and (1 < time != keys or (window is not None and keys > window)):
+        mask = causal_mask(time, keys, window=window, device=query.device)
+    causal = mask is None and time > 1
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
     )
+
+
+def _extended(mask: Tensor, time: int, keys: int, window: int | None) -> Tensor:
+    """A mask of the last queries and keys as one of `time` queries and `keys` keys.
+
+    Of the keys before, a query sees as many as its window has left, so that padding between
+    them and the text takes no place in it.
+    """
+    rows, columns = time - mask.shape[2], keys - mask.shape[3]
+    before = mask.new_ones((*mask.shape[:3], columns))
+    if window is not None:
+        nearest = torch.arange(columns, 0, -1, device=mask.device)
+        before = nearest <= window - mask.sum(-1, keepdim=True)
+    own = torch.cat((before, mask), dim=3)
+    if rows == 0:
+        return own
+    first = _causal(time, keys, window, mask.device)[:rows].expand(len(mask), 1, -1, -1)
+    return torch.cat((first, own), dim=2)
 
 
 def causal_mask(
@@ -57,15 +86,20 @@ def causal_mask(
     narrow = window is not None and keys > window
     if padding is None and not narrow and (time == 1 or time == keys):
         return None
+    allowed = _causal(time, keys, window, device)
+    if padding is None:
+        return allowed[None, None]
+    columns = torch.arange(keys, device=device)
+    own = columns == columns[keys - time :, None]
+    return (allowed & padding[:, None, :].bool() | own)[:, None]
+
+
+def _causal(time: int, keys: int, window: int | None, device: torch.device | str) -> Tensor:
+    """[time, keys]: which of the keys so far each of the last queries sees."""
     columns = torch.arange(keys, device=device)
     rows = columns[keys - time :, None]
     allowed = columns <= rows
-    if narrow and window is not None:
-        allowed &= columns > rows - window
-    if padding is None:
-        return allowed[None, None]
-    allowed = allowed & padding[:, None, :].bool()
-    return (allowed | (columns == rows))[:, None]
+    return allowed if window is None else allowed & (columns > rows - window)
 
 
 def positions_of(padding: Tensor) -> Tensor:

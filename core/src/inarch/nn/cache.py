@@ -13,16 +13,25 @@ from inarch.tree import Edit
 
 @dataclass(slots=True)
 class CacheClock:
-    """How many positions the caches of one generation hold; all layers read the same clock."""
+    """How many tokens the caches of one generation hold; all layers read the same clock.
+
+    Attributes:
+        start: tokens of earlier forwards.
+        given: tokens of this one; None for as many as positions arrive.
+    """
 
     start: int = 0
+    given: int | None = None
 
 
 class KeyValueCache(nn.Module):
     """Keeps a layer's keys and values in buffers of fixed shape, made when the first arrive.
 
+    The first forward may bring more positions than tokens, as an adapter puts virtual ones before
+    them: the buffers are longer by as many.
+
     Args:
-        capacity: positions that fit.
+        capacity: tokens that fit.
         clock: where the next ones go.
     """
 
@@ -30,6 +39,7 @@ class KeyValueCache(nn.Module):
         super().__init__()
         self.capacity = capacity
         self.clock = clock
+        self.virtual = 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
@@ -38,10 +48,12 @@ class KeyValueCache(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The same query over all keys and values so far, [batch, heads, so far, head_dim]."""
         if self.keys is None or self.values is None:
-            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            given = self.clock.given
+            self.virtual = 0 if given is None else key.shape[2] - given
+            shape = (*key.shape[:2], self.virtual + self.capacity, key.shape[3])
             self.keys = torch.empty(shape, dtype=key.dtype, device=key.device)
             self.values = torch.empty(shape, dtype=value.dtype, device=value.device)
-        start = self.clock.start
+        start = self.virtual + self.clock.start if self.clock.start else 0
         end = start + key.shape[2]
         self.keys[:, :, start:end] = key
         self.values[:, :, start:end] = value
@@ -56,7 +68,7 @@ def cache_edits(addresses: Sequence[str], capacity: int, clock: CacheClock) -> l
 
     Args:
         addresses: of the steps that take (query, key, value, mask).
-        capacity: positions that fit.
-        clock: to be advanced by as many positions as each forward was given, after it.
+        capacity: tokens that fit.
+        clock: to be advanced by as many tokens as each forward was given, after it.
     """
     return [Edit.before(a, KeyValueCache(capacity, clock), "kv_cache") for a in addresses]

@@ -12,6 +12,10 @@ from inarch.nn.cache import CacheClock, cache_edits
 from inarch.nn.sampling import Sampling
 from inarch.tree import Chain, Edit
 
+BEGINS = "begins"
+"""An input that adapters may ask for: whether the tokens are the first of their sequences, True
+unless a cache holds earlier ones."""
+
 
 def last_position(x: Tensor) -> Tensor:
     """[batch, time, width] to [batch, 1, width]: what the next token is read from."""
@@ -22,7 +26,8 @@ class Generator:
     """One generation: the tree with caches, and the loop over it.
 
     Args:
-        tree: takes token ids, asks for `positions` and `mask`, gives logits.
+        tree: takes token ids, asks for `positions` and `mask`, and `begins` where an adapter
+            needs it, gives logits.
         attention: addresses of the steps that take (query, key, value, mask).
         head: address of the step that makes logits, which only the last position goes through.
         prompts: token ids, at least one each.
@@ -104,6 +109,8 @@ class Generator:
         mask = causal_mask(
             given.shape[1], end, padding=padding, window=self.window, device=self.device
         )
-        logits = self.tree(given, positions=self.positions[:, start:end], mask=mask)
+        self.clock.given = given.shape[1]
+        more = {BEGINS: start == 0} if BEGINS in self.tree.form.needs else {}
+        logits = self.tree(given, positions=self.positions[:, start:end], mask=mask, **more)
         self.clock.start = end
         return logits

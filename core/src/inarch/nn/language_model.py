@@ -14,7 +14,7 @@ from inarch.errors import InarchError
 from inarch.nn.answer import Answer
 from inarch.nn.attention import causal_mask, positions_of
 from inarch.nn.capture import captured_addresses, capturing
-from inarch.nn.generation import Generator
+from inarch.nn.generation import BEGINS, Generator
 from inarch.nn.sampling import Sampling
 from inarch.nn.tokenizer import Messages, Tokenizer
 
@@ -89,7 +89,8 @@ class LanguageModel(Model):
                 padding = attention_mask.bool()
                 positions = positions_of(padding)
         mask = causal_mask(time, time, padding=padding, window=self.window, device=input_ids.device)
-        given = {"positions": positions, "mask": mask, **inputs}
+        begins = {BEGINS: True} if BEGINS in self.tree.form.needs else {}
+        given = {"positions": positions, "mask": mask, **begins, **inputs}
         if not capture:
             return self.tree(input_ids, **given)
         tree, addresses = capturing(self.tree, captured_addresses(self, capture))

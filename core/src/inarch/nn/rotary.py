@@ -71,7 +71,7 @@ class Rotary(nn.Module):
             ) from None
         self.register_buffer("inverse_frequencies", frequencies, persistent=False)
 
-    def forward(self, x: Tensor, *, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine in the dtype of `x`, [batch, 1, time, head_dim] each.
 
         Args:

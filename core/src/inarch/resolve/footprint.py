@@ -23,6 +23,7 @@ class Footprint:
         binds: for each name that a `tap` or `provide` binds, the Chains it is known in.
         asks: for each name that steps need and don't bind, the Chains it is sought in.
         all: every address.
+        kin: for each kind of edit and each kin, the addresses where such edits are.
     """
 
     kinds: Mapping[str, frozenset[str]]
@@ -30,11 +31,14 @@ class Footprint:
     binds: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
     asks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
     all: frozenset[str] = frozenset()
+    kin: Mapping[tuple[str, str], frozenset[str]] = field(
+        default_factory=dict[tuple[str, str], frozenset[str]]
+    )
 
     @property
     def key(self) -> object:
         """Equal for adapters that touch the same."""
-        parts = (self.kinds, self.binds, self.asks)
+        parts = (self.kinds, self.binds, self.asks, self.kin)
         return self.reads, *(tuple(sorted(part.items())) for part in parts)
 
 
@@ -50,6 +54,7 @@ def footprint(edits: Iterable[Edit], grounds: Grounds, *, asks: bool) -> Footpri
     binds: dict[str, frozenset[str]] = {}
     asked: dict[str, frozenset[str]] = {}
     reads: set[str] = set()
+    kin: dict[tuple[str, str], frozenset[str]] = {}
     edits = tuple(edits)
     for edit in edits:
         if edit.kind != "provide":
@@ -61,13 +66,16 @@ def footprint(edits: Iterable[Edit], grounds: Grounds, *, asks: bool) -> Footpri
             binds[name] = binds.get(name, frozenset()) | grounds.known_in(edit, name)
         if edit.reads:
             reads.update(edit.reads)
+        if edit.kin:
+            alike = (edit.kind, edit.kin)
+            kin[alike] = kin.get(alike, frozenset()) | {edit.address}
     for edit in edits if asks else ():
         for name in needs(edit):
             asked[name] = asked.get(name, frozenset()) | grounds.above(edit.address)
     frozen = {kind: frozenset(addresses) for kind, addresses in kinds.items()}
     every = next(iter(frozen.values())) if len(frozen) == 1 else frozenset().union(*frozen.values())
     asked = {name: chains for name, chains in asked.items() if name not in binds}
-    return Footprint(frozen, frozenset(reads), binds, asked, every)
+    return Footprint(frozen, frozenset(reads), binds, asked, every, kin)
 
 
 class Grounds:

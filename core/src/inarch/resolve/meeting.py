@@ -116,11 +116,19 @@ def _kinds(a: Footprint, b: Footprint) -> Iterator[Meeting]:
             if frozenset((first, second)) in COMMUTING:
                 continue
             both = ours & theirs
+            if first == second:
+                both -= _akin(a, b, first)
             if both:
                 reason = f"{{a}} {DOES[first]} where {{b}} {DOES[second]}"
                 if "replace" in (first, second):
                     reason += ", and what is replaced is lost"
                 yield _fact(both, reason, forward=second != "replace", backward=first != "replace")
+
+
+def _akin(a: Footprint, b: Footprint, kind: str) -> frozenset[str]:
+    """Where both have edits of one kin, which are sorted by name as sums are."""
+    alike = (a.kin[key] & b.kin[key] for key in a.kin.keys() & b.kin.keys() if key[0] == kind)
+    return frozenset[str]().union(*alike)
 
 
 def _losses(

@@ -46,6 +46,8 @@ class Edit:
             begins as, by its address.
         export: whether a tapped value leaves its Chain.
         label: what the modules of `provide` are called; `SITE` elsewhere.
+        kin: where it is set, its author's word that this `before` or `after` edit and others of one
+            kin at the same site give the same result in any order; they are sorted by adapter.
     """
 
     address: str
@@ -59,6 +61,7 @@ class Edit:
     copies: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     export: bool = False
     label: str = "provided"
+    kin: str = ""
 
     def __post_init__(self) -> None:
         wrong = ""
@@ -70,6 +73,8 @@ class Edit:
             wrong = f"a {self.kind} edit needs an address"
         elif not is_name(self.label) or "__" in self.label:
             wrong = f"`{self.label}` can't be what its modules are called"
+        elif self.kin and self.kind not in ("before", "after"):
+            wrong = f"a {self.kind} edit has no kin"
         if wrong:
             raise InarchError(
                 "IA117",
@@ -246,7 +251,7 @@ def _brought(site: Site, edit: Edit, chain: Chain) -> Graft:
     if edit.kind == "tap":
         bind = Export if edit.export else Let
         return Graft(edit.adapter, "tap", bind(edit.names))
-    return Graft(edit.adapter, edit.kind, _adopted(site.name, edit, chain))
+    return Graft(edit.adapter, edit.kind, _adopted(site.name, edit, chain), edit.kin)
 
 
 def _adopted(beside: str, edit: Edit, chain: Chain) -> Step:

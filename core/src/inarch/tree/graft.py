@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 
 from torch import nn
 
@@ -93,12 +94,22 @@ def _line(step: Step) -> tuple[Step, ...]:
     return step.children if made else (step,)
 
 
+def _kin(steps: Iterable[Step], new: Graft) -> list[Step]:
+    """The grafts at the beginning of some steps among which the new one has its place by name."""
+    alike = (new.kind, new.kin)
+    return list(takewhile(lambda s: isinstance(s, Graft) and (s.kind, s.kin) == alike, steps))
+
+
 def _before(_site: str, step: Step, new: Graft) -> Step:
-    return Seq(new, *_line(step))
+    line = _line(step)
+    kin = _kin(line, new) if new.kin else []
+    return Seq(*_by_adapter([new, *kin]), *line[len(kin) :])
 
 
 def _after(_site: str, step: Step, new: Graft) -> Step:
-    return Seq(*_line(step), new)
+    line = _line(step)
+    kin = _kin(reversed(line), new) if new.kin else []
+    return Seq(*line[: len(line) - len(kin)], *_by_adapter([new, *kin]))
 
 
 def _tap(_site: str, step: Step, new: Graft) -> Step:

@@ -206,6 +206,7 @@ class Graft(Combinator):
     adapter: str
     kind: str
     step: Step
+    kin: str = ""
 
     @property
     def beside(self) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inarch.nn import RMSNorm, Rotary, attend, merge_heads, rotate, split_heads
-from inarch.tree import Chain, Let, Parallel, Product, Residual, Seq, Use
+from inarch.tree import Chain, Identity, Let, Parallel, Product, Residual, Seq, Use
 from inarch_llama.config import LlamaConfig
 
 ACTIVATION = {
@@ -28,7 +28,10 @@ def llama(c: LlamaConfig) -> Chain:
     tree = Chain(
         model=Chain(
             embed_tokens=nn.Embedding(c.vocab_size, c.hidden_size),
-            rotary=Let(("cos", "sin"), ("rotary_emb", rotary(c))),
+            rotary=Let(
+                ("cos", "sin"),
+                Seq(Parallel(Identity(), positions=Use("positions")), rotary_emb=rotary(c)),
+            ),
             layers=Chain(*(block(c) for _ in range(c.num_hidden_layers))),
             norm=RMSNorm(c.hidden_size, eps=c.rms_norm_eps),
         ),
@@ -65,7 +68,7 @@ def attention(c: LlamaConfig) -> Chain:
             value=Seq(v_proj=linear(c.hidden_size, narrow), heads=heads),
             mask=Use("mask"),
         ),
-        attend=attend,
+        attend=partial(attend, window=c.sliding_window) if c.sliding_window else attend,
         merge=merge_heads,
         o_proj=linear(wide, c.hidden_size),
     )
