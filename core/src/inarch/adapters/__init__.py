@@ -3,6 +3,7 @@
 from inarch.adapters.adapter import Adapter, SiteView, TargetSite
 from inarch.adapters.edge import Edge
 from inarch.adapters.example import Example
+from inarch.adapters.guidance import Moment
 from inarch.adapters.inputs import AddedInput, Request
 from inarch.adapters.member import Member, Members
 from inarch.adapters.model import Model
@@ -15,6 +16,7 @@ __all__ = [
     "Member",
     "Members",
     "Model",
+    "Moment",
     "Request",
     "SiteView",
     "TargetSite",

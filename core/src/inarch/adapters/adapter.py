@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
-from torch import nn
+from torch import Tensor, nn
 
 from inarch.adapters.example import Example
+from inarch.adapters.guidance import Moment
 from inarch.adapters.inputs import AddedInput, Request
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
@@ -157,6 +158,13 @@ class Adapter(ABC):
         A step in which it does nothing is run by the model without it.
         """
         return True
+
+    def guide(self, moment: Moment) -> Tensor | None:
+        """What is to be added to a step's guided prediction; None for nothing.
+
+        Every adapter sees the same moment, so what several add is a sum that knows no order.
+        """
+        return None
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save the adapter in its own format.

@@ -33,7 +33,7 @@ class LanguageModel(Model):
         return getattr(self.config, "sliding_window", None)
 
     @overload
-    def __call__(
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from inarch.adapters import Member, Moment
 from inarch.errors import InarchError
 from inarch.tree import Chain
 from inarch.tree.hoist import hoist
@@ -106,20 +107,55 @@ class Run:
         return latents
 
     def _predicted(self, latents: Tensor, timestep: Tensor, index: int) -> Tensor:
-        """What the model takes to be noise, guided."""
+        """What the model takes to be noise, guided by prompts and by adapters."""
+        noise, exported = self._asked(latents, timestep, index)
+        result = without = noise
+        if self.guided:
+            without, wanted = noise.chunk(2)
+            result = without + self.guidance * (wanted - without)
+            result = _rescaled(result, wanted, self.rescale) if self.rescale else result
+        moment = Moment(
+            latents,
+            timestep,
+            without,
+            {
+                name: _first_rows(value, len(noise), len(latents))
+                for name, value in exported.items()
+            },
+            self.scheduler,
+            lambda other: self._asked(other, timestep, index, plain=True)[0],
+        )
+        for member in self._acting(index):
+            term = member.adapter.guide(moment)
+            result = result if term is None else result + term
+        return result
+
+    def _acting(self, index: int) -> Iterator[Member]:
+        resting = self._resting(index)
+        return (m for m in self.model.adapters if not m.merged and m.name not in resting)
+
+    def _asked(
+        self, latents: Tensor, timestep: Tensor, index: int, *, plain: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the UNet gives for latents, and what it exports; without the prompt if `plain`."""
         tree, constants = self._tree(index)
-        rows = torch.cat([latents, latents]) if self.guided else latents
+        twice = self.guided and not plain
+        rows = torch.cat([latents, latents]) if twice else latents
         rows = self.scheduler.scale_model_input(rows, timestep)
-        if self.beside is not None:
-            rows = torch.cat([rows, self.beside], dim=1)
+        beside = self.beside
+        if self.guided and not twice:
+            count = len(latents)
+            constants = {n: _first_rows(v, 2 * count, count) for n, v in constants.items()}
+            beside = None if beside is None else beside[:count]
+        if beside is not None:
+            rows = torch.cat([rows, beside], dim=1)
         moving = self._moving(timestep, index)
         given = {n: v for n, v in moving.items() if n in tree.form.needs}
-        noise = tree(rows, **constants, **given)
-        if not self.guided:
-            return noise
-        without, wanted = noise.chunk(2)
-        guided = without + self.guidance * (wanted - without)
-        return _rescaled(guided, wanted, self.rescale) if self.rescale else guided
+        found = tree(rows, **constants, **given)
+        if not tree.form.exports:
+            return found, {}
+        noise, *values = found
+        return noise, dict(zip(tree.form.exports, values, strict=True))
 
     def _moving(self, timestep: Tensor, index: int) -> dict[str, Any]:
         """What changes from step to step, for steps that ask for it."""
@@ -132,14 +168,17 @@ class Run:
 
     def _tree(self, index: int) -> tuple[Chain, dict[str, Any]]:
         """The UNet for a step: without the adapters that rest in it, and what it is given."""
-        count = len(self.timesteps)
-        resting = self.model.resting(index / count, (index + 1) / count)
+        resting = self._resting(index)
         if resting not in self._trees:
             model = self.model.without(*resting) if resting else self.model
             tree, constants = hoist(model.trees["unet"], self.constants)
             self._check(tree, constants)
             self._trees[resting] = (tree, constants)
         return self._trees[resting]
+
+    def _resting(self, index: int) -> tuple[str, ...]:
+        count = len(self.timesteps)
+        return self.model.resting(index / count, (index + 1) / count)
 
     def _check(self, tree: Chain, constants: Mapping[str, Any]) -> None:
         given = {*constants, *self._moving(self.timesteps[0], 0)}
@@ -158,6 +197,12 @@ class Run:
         known = inspect.signature(self.scheduler.step).parameters
         given = {"eta": self.eta, "generator": self.generator}
         return {name: value for name, value in given.items() if name in known}
+
+
+def _first_rows(value: Any, rows: int, count: int) -> Any:
+    """The first rows of a value that has a row for each of the batch, or the value itself."""
+    per_row = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
+    return value[:count] if per_row else value
 
 
 def _rescaled(guided: Tensor, wanted: Tensor, share: float) -> Tensor:

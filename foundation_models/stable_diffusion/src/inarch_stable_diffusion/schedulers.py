@@ -57,7 +57,15 @@ def scheduler_for(config: dict[str, Any], wanted: Any = None) -> Any:
     if name not in kinds:
         raise _unknown(str(name), list(kinds))
     given = {key: value for key, value in own.items() if not key.startswith("_")}
-    return getattr(diffusers, name).from_config({**given, **settings})
+    made = getattr(diffusers, name).from_config({**given, **settings})
+    if not hasattr(made, "init_noise_sigma") or not hasattr(made, "scale_model_input"):
+        raise InarchError(
+            "IA551",
+            f"`{name}` is no scheduler for this model",
+            why="it mixes picture and noise in another way than the model was trained with",
+            remedy='scheduler="euler"',
+        )
+    return made
 
 
 def _plain(name: str) -> str:

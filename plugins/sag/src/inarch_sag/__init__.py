@@ -1,0 +1,1 @@
+"""Self-attention guidance for inarch: an adapter without weights."""
