@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from inarch.cli.fit import misfit
 from inarch.errors import InarchError
 from inarch.plugins import index
+from inarch.plugins.fit import misfit
 from inarch.resolve.refusal import flattened
 from inarch.stack import AdapterSpec, adapter
 from inarch.testing.subject import flat, inputs_of, same_bits, seeded, trained
