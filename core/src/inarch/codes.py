@@ -92,6 +92,8 @@ CODES: Final[dict[str, str]] = {
     "IA805": "a stack that changes the model's outputs unsaid",
     "IA806": "not enough memory",
     "IA807": "a patched model that does not run",
+    "IA808": "a command that bisecting learns nothing from",
+    "IA809": "a package whose manifest does not hold",
     "IA810": "a file that is no lock",
     "IA811": "edits the manifest doesn't name",
     "IA812": "a declaration about an unknown adapter",
