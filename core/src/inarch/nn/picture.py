@@ -14,6 +14,8 @@ from inarch.errors import InarchError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from inarch.adapters import Request
+
 
 def pictures(value: Any, height: int, width: int, *, channels: int = 3, name: str) -> Tensor:
     """Pictures of one size as floats.
@@ -42,6 +44,31 @@ def pictures(value: Any, height: int, width: int, *, channels: int = 3, name: st
     if not items:
         raise _no_picture(name, channels, "the list is empty")
     return torch.stack([_read(item, height, width, channels, name) for item in items])
+
+
+def rows_of_pictures(value: Any, request: Request, *, channels: int = 3, name: str) -> Tensor:
+    """A picture for each row of a request, or one for all of them, where it will run.
+
+    Args:
+        value: as `pictures` takes it: one picture, or as many as there are results.
+        request: of a task; where it is guided, several pictures are repeated for the second half.
+
+    Returns:
+        [1, channels, height, width], or [batch, ...], or [2 * batch, ...] where it is guided.
+
+    Raises:
+        InarchError: as `pictures`, and IA505 for another number of them.
+    """
+    rows = pictures(value, request.height, request.width, channels=channels, name=name)
+    if len(rows) not in (1, request.batch):
+        raise InarchError(
+            "IA505",
+            f"`{name}` holds {len(rows)} pictures for {request.batch} results",
+            where=name,
+            remedy="pass one picture for all, or one for each",
+        )
+    rows = rows.to(request.device, request.dtype)
+    return torch.cat([rows, rows]) if request.guided and len(rows) > 1 else rows
 
 
 def _checked(value: Tensor, height: int, width: int, channels: int, name: str) -> Tensor:

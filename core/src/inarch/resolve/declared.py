@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 from inarch.errors import InarchError
-from inarch.plugins.fit import version_misfit
 from inarch.plugins.index import Finding
 from inarch.plugins.manifest import AdapterEntry, ModelEntry
 from inarch.stack import AdapterSpec
@@ -147,14 +146,25 @@ def taken(spec: AdapterSpec) -> InarchError:
 
 def versions(name: str, entry: AdapterEntry, family: ModelEntry | None) -> Iterator[InarchError]:
     """IA419 where the model's package is outside of the range the adapter declares for it."""
-    why = "" if family is None else version_misfit(entry, family)
-    if family is not None and why:
+    if family is None or family.id not in entry.models:
+        return
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    told = entry.models[family.id]
+    try:
+        fits = SpecifierSet(told).contains(family.version, prereleases=True)
+        why = f"{family.distribution} {family.version} is installed"
+        remedy = f"pip install '{family.distribution}{told}'"
+    except InvalidSpecifier:
+        fits, why = False, f"`{told}` is no version specifier of PEP 440"
+        remedy = f"pip install --upgrade {entry.distribution}"
+    if not fits:
         yield InarchError(
             "IA419",
-            f"`{name}` is for another version of {family.id}",
+            f"`{name}` is for {family.id} {told}",
             where=place_of(entry, family.id),
             why=why,
-            remedy=f"pip install '{family.distribution}{entry.models[family.id]}'",
+            remedy=remedy,
         )
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from inarch.adapters import Adapter, AddedInput, Example, Request, SiteView
-from inarch.errors import InarchError
-from inarch.nn.picture import pictures
+from inarch.nn.picture import rows_of_pictures
 from inarch.tree import Chain, Edit, Seq, Use
 from inarch.tree.substitute import substitute
 from inarch.weights import WeightsHeader
@@ -145,19 +144,8 @@ class ControlNet(Adapter):
         return (AddedInput(self.picture, f"[batch, {self.channels}, height, width] in 0..1"),)
 
     def read_input(self, added: AddedInput, value: Any, request: Request) -> Mapping[str, Any]:
-        size = (request.height, request.width)
-        image = pictures(value, *size, channels=self.channels, name=added.name)
-        if len(image) not in (1, request.batch):
-            raise InarchError(
-                "IA505",
-                f"`{added.name}` holds {len(image)} pictures for {request.batch} results",
-                where=added.name,
-                remedy="pass one picture for all, or one for each",
-            )
-        image = image.to(request.device, request.dtype)
-        if request.guided and len(image) > 1:
-            image = torch.cat([image, image])
-        values = {added.name: image}
+        image = rows_of_pictures(value, request, channels=self.channels, name=added.name)
+        values: dict[str, Any] = {added.name: image}
         if self.rows:
             rows = torch.ones(request.batch * (1 + request.guided), 1, 1, 1)
             rows[: request.batch * request.guided] = 0.0

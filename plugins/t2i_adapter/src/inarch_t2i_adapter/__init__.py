@@ -1,0 +1,1 @@
+"""T2I-Adapter for inarch: small networks that steer an image model by a picture."""

@@ -1,0 +1,85 @@
+"""A T2I-Adapter's file: which network it holds, and how it is saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import save_file
+from torch import Tensor
+
+from inarch.errors import InarchError
+from inarch.weights import WeightsHeader
+from inarch_t2i_adapter.body import BodyConfig
+
+PREFIX = "adapter."
+
+
+def config_of(weights: WeightsHeader) -> BodyConfig:
+    """The sizes of the network in a file, from its config.json or, without one, its shapes.
+
+    Raises:
+        InarchError: IA455 where neither tells.
+    """
+    keys = set(weights.keys())
+    if not any(key.startswith(f"{PREFIX}body.0.resnets.0.") for key in keys):
+        raise _no_adapter(weights, f"it begins with: {', '.join(sorted(keys)[:3]) or 'nothing'}")
+    names = BodyConfig.__struct_fields__
+    told = {name: weights.settings[name] for name in names if name in weights.settings}
+    try:
+        return msgspec.convert(told or _from_shapes(weights, keys), BodyConfig)
+    except (msgspec.ValidationError, InarchError) as error:
+        raise _no_adapter(weights, str(error)) from None
+
+
+def _from_shapes(weights: WeightsHeader, keys: set[str]) -> dict[str, Any]:
+    """Published adapters read 1 or 3 channels in squares of 8 pixels, XL's of 16."""
+    light = f"{PREFIX}conv_in.weight" not in keys
+    blocks = 1 + max(int(k.split(".")[2]) for k in keys if k.startswith(f"{PREFIX}body."))
+    layers = {k.split(".")[4] for k in keys if k.startswith(f"{PREFIX}body.0.resnets.")}
+    first = weights.shape(f"{PREFIX}body.0.in_conv.weight" if light else f"{PREFIX}conv_in.weight")
+    sizes = {c * f * f: (c, f) for c in (1, 3) for f in (8, 16)}
+    if first[1] not in sizes:
+        raise _no_adapter(weights, f"its first layer reads {first[1]} channels")
+    channels, factor = sizes[first[1]]
+    last = "out_conv" if light else "resnets.0.block2"
+    widths = [weights.shape(f"{PREFIX}body.{i}.{last}.weight")[0] for i in range(blocks)]
+    kind = "full_adapter_xl" if factor == 16 else "full_adapter"
+    return {
+        "in_channels": channels,
+        "channels": widths[:-1] if light else widths,
+        "num_res_blocks": len(layers),
+        "downscale_factor": factor,
+        "adapter_type": "light_adapter" if light else kind,
+    }
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], config: BodyConfig, about: Mapping[str, str]
+) -> None:
+    """Write diffusers' folder, both files whole or neither."""
+    metadata = {"format": "pt"}
+    if "base" in about:
+        metadata["inarch.base"] = about["base"]
+    if "fingerprint" in about:
+        metadata["inarch.base_fingerprint"] = about["fingerprint"]
+    name = "diffusion_pytorch_model.safetensors"
+    named = {f"{PREFIX}{n}": t.detach().contiguous().cpu() for n, t in tensors.items()}
+    save_file(named, folder / f".{name}.partial", metadata)
+    text = {"_class_name": "T2IAdapter", **msgspec.to_builtins(config)}
+    (folder / ".config.json.partial").write_text(json.dumps(text, indent=2) + "\n")
+    for file in (name, "config.json"):
+        (folder / f".{file}.partial").replace(folder / file)
+
+
+def _no_adapter(weights: WeightsHeader, why: str) -> InarchError:
+    return InarchError(
+        "IA455",
+        "the file is no T2I-Adapter's",
+        where=str(weights.path),
+        why=why,
+        remedy="pass the folder that diffusers saved, with its config.json",
+    )
