@@ -66,6 +66,7 @@ CODES: Final[dict[str, str]] = {
     "IA417": "an adapter that needs another",
     "IA418": "an order against a name the stack doesn't have",
     "IA419": "another version of the model",
+    "IA420": "two adapters that ask for different settings",
     # 5xx running a model
     "IA501": "a tokenizer that can't be read",
     "IA502": "no chat template",
@@ -92,6 +93,8 @@ CODES: Final[dict[str, str]] = {
     "IA805": "a stack that changes the model's outputs unsaid",
     "IA806": "not enough memory",
     "IA807": "a patched model that does not run",
+    "IA808": "a command that bisecting learns nothing from",
+    "IA809": "a package whose manifest does not hold",
     "IA810": "a file that is no lock",
     "IA811": "edits the manifest doesn't name",
     "IA812": "a declaration about an unknown adapter",

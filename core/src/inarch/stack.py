@@ -180,3 +180,21 @@ def load_stack(path: str | Path) -> Stack:
         specs.append(replace(spec, options=entry.options, where=f"{path}: adapter[{i}]"))
     beside = path.parent / (file.model or "")
     return Stack(specs, str(beside) if file.model and beside.exists() else file.model)
+
+
+def stack_text(stack: Stack) -> str:
+    """A stack as the text of a stack file, which may lie anywhere: paths are written whole."""
+    import tomli_w
+
+    tables: list[dict[str, Any]] = []
+    for spec in stack.specs:
+        table: dict[str, Any] = {"use": spec.use, "name": spec.name, "scale": spec.scale}
+        if spec.weights is not None:
+            table["weights"] = str(Path(spec.weights).resolve())
+        table |= {k: list(v) for k, v in (("after", spec.after), ("before", spec.before)) if v}
+        table |= {"options": dict(spec.options)} if spec.options else {}
+        tables.append(table)
+    model = {} if stack.model is None else {"model": stack.model}
+    if stack.model is not None and Path(stack.model).exists():
+        model["model"] = str(Path(stack.model).resolve())
+    return tomli_w.dumps({**model, "adapter": tables})

@@ -253,6 +253,7 @@ EDITS = [
     ("IA113", lambda: Edit.add("a..*", torch.tanh, "a"), "a..*"),
     ("IA113", lambda: Edit.add("**", torch.tanh, "a"), "**"),
     ("IA113", lambda: Edit.add("{a,{b}}", torch.tanh, "a"), "{a,{b}}"),
+    ("IA113", lambda: Edit.add("a[*]", torch.tanh, "a"), "a[*]"),
     ("IA117", lambda: Edit.add("", torch.tanh, "a"), "address"),
     ("IA117", lambda: Edit(address="a", kind="graft", adapter="a"), "graft"),
     ("IA117", lambda: Edit(address="a", kind="tap", adapter="a"), "name"),

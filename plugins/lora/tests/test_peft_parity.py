@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import inarch
@@ -183,3 +183,26 @@ def test_merging_equals_running_unmerged(layered: tuple[Any, ...]) -> None:
         assert caught.value.code == "IA409"
         return
     torch.testing.assert_close(adapted.merge().tree(x), adapted.tree(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens", "q_proj"], ["lm_head", "down_proj"]])
+def test_the_copy_of_the_base_that_peft_saves_with_embeddings_is_held_against_this_base(
+    llamas: tuple[Any, Any], ids: torch.Tensor, tmp_path: Path, targets: list[str]
+) -> None:
+    theirs, base = llamas
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=targets))
+    randomise(theirs)
+    theirs.eval().save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    copies = [key for key in tensors if key.endswith(".weight") and "lora_" not in key]
+    assert copies
+    adapted = base.adapt(inarch.adapter("lora", weights=tmp_path / "saved"))
+    torch.testing.assert_close(adapted(ids), theirs(ids).logits, rtol=1e-6, atol=1e-5)
+    half = inarch.load(base.checkpoint.path, dtype="bfloat16")
+    assert half.adapt(inarch.adapter("lora", weights=tmp_path / "saved")).adapters.names
+    save_file(tensors | {copies[0]: tensors[copies[0]] + 1}, file)
+    with pytest.raises(inarch.InarchError) as caught:
+        base.adapt(inarch.adapter("lora", weights=tmp_path / "saved"))
+    assert caught.value.code == "IA410"
+    assert copies[0] in caught.value.where

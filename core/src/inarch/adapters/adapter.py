@@ -152,6 +152,14 @@ class Adapter(ABC):
         """
         return {added.name: value}
 
+    def asks(self) -> Mapping[str, Any]:
+        """Settings of the model's tasks that it was made for, by the names of their arguments.
+
+        They are defaults: what the user passes goes first. Two adapters of a stack that ask for
+        different values are refused.
+        """
+        return {}
+
     def acts(self, start: float, end: float) -> bool:
         """Whether it does anything in a step of sampling, from one share done to another.
 
@@ -172,7 +180,8 @@ class Adapter(ABC):
         Args:
             folder: exists and is the adapter's alone.
             edges: the adapter's modules by the address they stand at.
-            about: `base`, the base's name, and `fingerprint`, where they are known.
+            about: `base`, the base's name, `fingerprint`, where they are known, and `asks`, a
+                JSON object, where it asks for something.
         """
         raise InarchError(
             "IA408",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from inarch.adapters.adapter import SiteView
+from inarch.adapters.asks import asked, asks_of
 from inarch.adapters.example import Example
-from inarch.adapters.graft import filled, split
+from inarch.adapters.graft import filled, installed, split
 from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
@@ -232,6 +234,11 @@ class Model:
             for key, tensor in sorted(tree.state_dict().items())
         )
 
+    @property
+    def asks(self) -> dict[str, Any]:
+        """What its adapters ask of its tasks, by the names of their arguments: their defaults."""
+        return asked(self.adapters, installed())
+
     # Adapting
 
     def adapt(self, *adapters: AdapterSpec | Stack | str) -> Self:
@@ -333,6 +340,9 @@ class Model:
         about = {"fingerprint": self.fingerprint()}
         if self.checkpoint is not None:
             about["base"] = self.checkpoint.path.name
+        asks = asks_of(member, installed())
+        if asks:
+            about["asks"] = json.dumps(asks, sort_keys=True)
         member.adapter.write(path, member.modules, about)
         return path
 

@@ -64,6 +64,9 @@ def _print(plan: Plan, output: Output) -> None:
     ]
     if rows:
         output.table(("turn", "name", "adapter", "scale", "parameters", "edits"), rows)
+    for member in plan.members:
+        for name, value in member.asks.items():
+            click.echo(f"{member.name} asks for {name} = {value}")
     verdicts = [v for v in plan.verdicts if v.at]
     if verdicts:
         click.echo()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--with", "extra", metavar="ADAPTER", multiple=True, help="Adapt with this too.")
+@click.option("--why", "address", metavar="ADDRESS", help="Say who put what at this site, and why.")
 @click.option("--diff", is_flag=True, help="Print what the adapters changed, as source.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
 @click.option("--graph", type=click.Choice(["dot", "mermaid"]), help="Print a graph.")
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def tree(
     model: str,
     extra: tuple[str, ...],
+    address: str | None,
     diff: bool,
     html: Path | None,
     graph: str | None,
@@ -37,11 +39,17 @@ def tree(
 
     \b
     inarch tree smollm2 --with pirate --html pirate.html
+    inarch tree stack.toml --why model.layers.0.self_attn.q_proj
     inarch tree stack.toml --graph dot | dot -Tsvg > stack.svg
     """
     from inarch.cli.target import opened
 
     base, adapted = opened(model, extra)
+    if address is not None:
+        from inarch.cli.why import why
+
+        why(adapted, address, as_json)
+        return
     if html is not None:
         html.write_text(drawn(adapted, "page"), "utf-8")
         Output(as_json, "tree").note(f"wrote {html}")

@@ -39,7 +39,24 @@ def model_named(name: str, listed: Index) -> ModelEntry:
 def misfit(entry: AdapterEntry, model: ModelEntry) -> str:
     """Why an adapter does not fit a model; empty where it does."""
     lacking = [r for r in entry.roles if not any(fnmatchcase(role, r) for role in model.roles)]
-    return f"{model.id} has no role {', '.join(lacking)}" if lacking else ""
+    if lacking:
+        return f"{model.id} has no role {', '.join(lacking)}"
+    return version_misfit(entry, model)
+
+
+def version_misfit(entry: AdapterEntry, model: ModelEntry) -> str:
+    """Why the version of a model's package is none an adapter is for; empty where it is one."""
+    told = entry.models.get(model.id)
+    if told is None:
+        return ""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        fits = SpecifierSet(told).contains(model.version, prereleases=True)
+    except InvalidSpecifier:
+        return f"it is for {model.id} `{told}`, which is no version specifier of PEP 440"
+    here = f"{model.distribution} {model.version} is installed"
+    return "" if fits else f"it is for {model.id} {told}, and {here}"
 
 
 def weights_misfit(entry: WeightsEntry, model: ModelEntry, listed: Index) -> str:

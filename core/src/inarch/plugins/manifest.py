@@ -92,7 +92,10 @@ class FormatEntry(Described, kw_only=True):
 
 
 class WeightsEntry(Described, kw_only=True):
-    """Trained adapter weights: `path` is a file or folder beside the manifest."""
+    """Trained adapter weights: `path` is a file or folder beside the manifest.
+
+    `asks` is what they ask of the model's tasks, such as `{ scheduler = "lcm", guidance = 1.0 }`.
+    """
 
     adapter: str
     model: str
@@ -100,6 +103,7 @@ class WeightsEntry(Described, kw_only=True):
     checkpoint: str = ""
     fingerprint: str = ""
     licence: str = ""
+    asks: dict[str, Any] = {}
 
 
 class CodeEntry(Described, kw_only=True):

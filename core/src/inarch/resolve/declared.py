@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from inarch.errors import InarchError
+from inarch.plugins.fit import version_misfit
 from inarch.plugins.index import Finding
 from inarch.plugins.manifest import AdapterEntry, ModelEntry
 from inarch.stack import AdapterSpec
@@ -146,25 +147,14 @@ def taken(spec: AdapterSpec) -> InarchError:
 
 def versions(name: str, entry: AdapterEntry, family: ModelEntry | None) -> Iterator[InarchError]:
     """IA419 where the model's package is outside of the range the adapter declares for it."""
-    if family is None or family.id not in entry.models:
-        return
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-    told = entry.models[family.id]
-    try:
-        fits = SpecifierSet(told).contains(family.version, prereleases=True)
-        why = f"{family.distribution} {family.version} is installed"
-        remedy = f"pip install '{family.distribution}{told}'"
-    except InvalidSpecifier:
-        fits, why = False, f"`{told}` is no version specifier of PEP 440"
-        remedy = f"pip install --upgrade {entry.distribution}"
-    if not fits:
+    why = "" if family is None else version_misfit(entry, family)
+    if family is not None and why:
         yield InarchError(
             "IA419",
-            f"`{name}` is for {family.id} {told}",
+            f"`{name}` is for another version of {family.id}",
             where=place_of(entry, family.id),
             why=why,
-            remedy=remedy,
+            remedy=f"pip install '{family.distribution}{entry.models[family.id]}'",
         )
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from inarch.adapters.asks import disagreements
 from inarch.adapters.graft import Draft, draft_of, installed
+from inarch.adapters.member import Member
 from inarch.errors import InarchError
 from inarch.plugins.index import Finding, Index
 from inarch.resolve.declared import Party, place_of, taken, unknown_ids, unmet, versions
@@ -42,11 +44,19 @@ def fitted(model: Model, specs: Sequence[AdapterSpec]) -> tuple[list[Draft], lis
     listed = installed()
     present: list[Party] = [*model.adapters, *drafts]
     problems += unmet(present, listed.adapters)
+    problems += _asks([*model.adapters, *drafts], listed)
     family = listed.models.get(model.family)
     for draft in drafts:
         problems += versions(draft.name, draft.entry, family)
         problems += _undeclared(draft)
     return drafts, problems
+
+
+def _asks(present: Sequence[Draft | Member], listed: Index) -> list[InarchError]:
+    try:
+        return list(disagreements(present, listed))
+    except InarchError as error:  # a header that can't be read
+        return [error]
 
 
 def _undeclared(draft: Draft) -> Iterator[InarchError]:

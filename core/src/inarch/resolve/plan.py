@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 import inarch
+from inarch.adapters.asks import asks_of
 from inarch.adapters.graft import Draft, installed
 from inarch.adapters.member import Member
 from inarch.errors import InarchError
@@ -53,6 +54,7 @@ class PlannedMember(msgspec.Struct, frozen=True):
         version: of that package.
         edits: how many of each kind.
         inputs: names that the model's forward newly asks for.
+        asks: what it asks of the model's tasks.
         parameters: how many numbers it brings.
         files: what its weights are read from; none for one that starts untrained.
     """
@@ -71,6 +73,7 @@ class PlannedMember(msgspec.Struct, frozen=True):
     inputs: list[str]
     parameters: int
     files: list[PlannedFile]
+    asks: dict[str, Any] = {}
 
 
 class PlannedModel(msgspec.Struct, frozen=True):
@@ -289,6 +292,7 @@ def _planned(member: Member | Draft) -> PlannedMember:
         _inputs(member.edits),
         sum(p.numel() for p in brought.values()),
         [] if member.header is None else _files(member.header),
+        asks_of(member, installed()),
     )
 
 

@@ -27,6 +27,8 @@ class Conformance(Footprint, Files, Training, Running, Algebra):
         options: what `inarch.adapter` is given for one that is to be trained.
         families: the ids of the only foundation models to test with; all that fit where empty.
         mergeable: whether it must be possible to merge it, or impossible; None takes either.
+        vanishes: whether it does nothing at scale 0; say beside it what else it does, and why.
+        differentiable: whether its gradients are the derivatives of what it computes; say why not.
         within: how far results that are not bitwise equal may differ, of the largest number.
     """
 

@@ -167,8 +167,7 @@ class _Reader(TorchFunctionMode):
         self.owners: dict[int, str] = {}
         for tree, chain in base.pristine.items():
             for name, tensor in chain.named_parameters():
-                address = ".".join(part for part in (tree, name.rpartition(".")[0]) if part)
-                self.owners[_storage(tensor)] = address
+                self.owners[_storage(tensor)] = f"{tree}.{name}" if tree else name
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None

@@ -107,6 +107,8 @@ class Subject:
     options: ClassVar[Mapping[str, Any]] = {}
     families: ClassVar[Sequence[str]] = ()
     mergeable: ClassVar[bool | None] = None
+    vanishes: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
     within: ClassVar[float] = 1e-5
 
     @property

@@ -85,12 +85,12 @@ def _randomise(tree: nn.Module, generator: torch.Generator) -> None:
     A tree that is only initialised has zero biases and unit norms, which hide mistakes.
     """
     with torch.no_grad():
-        for parameter in tree.parameters():
+        for name, parameter in tree.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1:
                 parameter.copy_(noise / math.sqrt(parameter[0].numel()))
-            else:
-                parameter.add_(noise * 0.1)
+            else:  # a norm's weight, or a bias; what is no module's may hold any bits so far
+                parameter.copy_(noise * 0.1 + float(name.rpartition(".")[2] == "weight"))
 
 
 def _place_buffers(tree: nn.Module, device: torch.device | str) -> None:

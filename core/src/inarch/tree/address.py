@@ -23,6 +23,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
     """
     if not pattern or pattern != pattern.strip(".") or ".." in pattern:
         raise _malformed(pattern, "a level of the address is empty")
+    if strange := re.search(r"[^\w.*{},]", pattern):
+        raise _malformed(pattern, f"`{strange[0]}` stands in no name")
     if "**" in pattern or "{}" in pattern:
         raise _malformed(pattern, "`*` is one level, and braces hold names")
     depth, text = 0, ""

@@ -94,7 +94,7 @@ class StableDiffusion(Model):
         prompt: str | Sequence[str],
         *,
         negative_prompt: str | Sequence[str] | None = None,
-        steps: int = 30,
+        steps: int | None = None,
         guidance: float | None = None,
         guidance_rescale: float = 0.0,
         seed: int | Sequence[int] | None = None,
@@ -120,7 +120,8 @@ class StableDiffusion(Model):
         Args:
             prompt: one text, or a list of them, which runs as one batch.
             negative_prompt: what to keep away from: one for all, or one for each prompt.
-            steps: of the scheduler.
+            steps: of the scheduler; None is 30. What an adapter asks for (`model.asks`) goes before
+                this and the other defaults: steps, guidance, scheduler and clip_skip.
             guidance: how far to go from the negative prompt to the prompt; 1 or less asks for the
                 prompt alone, in half the time. None is 7.5, and 5 for XL.
             guidance_rescale: from 0 to 1, against overexposure (arXiv:2305.08891).
@@ -129,7 +130,8 @@ class StableDiffusion(Model):
             height, width: in pixels, multiples of 8; by default as the model was trained.
             count: images of each prompt.
             scheduler: None for the checkpoint's; `ddim`, `euler`, `euler a`, `dpm++ 2m karras`, any
-                scheduler of diffusers by name, or one of its objects.
+                scheduler of diffusers by name, `{"name": ..., setting: ...}` with settings of its
+                own, or one of diffusers' objects.
             eta: of DDIM: how much noise is added anew.
             clip_skip: how many last layers of the text encoders are left out, as in diffusers: its
                 1 is what other tools call 2.
@@ -156,7 +158,7 @@ class StableDiffusion(Model):
         image: Any,
         strength: float = 0.8,
         negative_prompt: str | Sequence[str] | None = None,
-        steps: int = 30,
+        steps: int | None = None,
         guidance: float | None = None,
         guidance_rescale: float = 0.0,
         seed: int | Sequence[int] | None = None,
@@ -198,7 +200,7 @@ class StableDiffusion(Model):
         mask: Any,
         strength: float = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
-        steps: int = 30,
+        steps: int | None = None,
         guidance: float | None = None,
         guidance_rescale: float = 0.0,
         seed: int | Sequence[int] | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ def scheduler_for(config: dict[str, Any], wanted: Any = None) -> Any:
     Args:
         config: of the checkpoint's `scheduler` folder; may be empty.
         wanted: None for the checkpoint's own; a name (`ddim`, `euler`, `dpm++ 2m karras`, or a
-            class of diffusers), which takes the checkpoint's settings; or a scheduler of
-            diffusers, of which a fresh copy is made.
+            class of diffusers), which takes the checkpoint's settings; a mapping of `name` and
+            settings that go before those; or a scheduler of diffusers, of which a fresh copy is
+            made.
 
     Raises:
         InarchError: IA551 for a name that diffusers does not have.
@@ -47,6 +49,10 @@ def scheduler_for(config: dict[str, Any], wanted: Any = None) -> Any:
     import diffusers
 
     own = {**_USUAL, **config} if config else dict(_USUAL)
+    more: dict[str, Any] = {}
+    if isinstance(wanted, Mapping):
+        more = {key: value for key, value in wanted.items() if key != "name"}
+        wanted = wanted.get("name")
     if wanted is not None and not isinstance(wanted, str):
         if not hasattr(wanted, "set_timesteps") or not hasattr(wanted, "config"):
             raise _unknown(repr(wanted), [])
@@ -57,7 +63,7 @@ def scheduler_for(config: dict[str, Any], wanted: Any = None) -> Any:
     if name not in kinds:
         raise _unknown(str(name), list(kinds))
     given = {key: value for key, value in own.items() if not key.startswith("_")}
-    made = getattr(diffusers, name).from_config({**given, **settings})
+    made = getattr(diffusers, name).from_config({**given, **settings, **more})
     if not hasattr(made, "init_noise_sigma") or not hasattr(made, "scale_model_input"):
         raise InarchError(
             "IA551",

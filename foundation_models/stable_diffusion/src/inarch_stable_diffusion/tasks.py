@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Texts = str | Sequence[str]
 Generator = torch.Generator | list[torch.Generator]
+# What an adapter may ask for, where the user doesn't.
+ASKED = ("steps", "guidance", "scheduler", "clip_skip")
 OUTPUTS = ("image", "latents", "tensor")
 
 
@@ -31,7 +33,7 @@ class Wish:
 
     prompt: Texts
     negative_prompt: Texts | None = None
-    steps: int = 30
+    steps: int | None = None
     guidance: float | None = None
     guidance_rescale: float = 0.0
     seed: int | Sequence[int] | None = None
@@ -58,6 +60,7 @@ class Task:
     """One run of a model, prepared."""
 
     def __init__(self, model: StableDiffusion, wish: Wish) -> None:
+        wish = _asked(wish, model.asks)
         self.model, self.wish = model, wish
         config = model.config
         self.prompts, negative = _texts(wish)
@@ -196,6 +199,26 @@ class Task:
         else:
             latents = autoencoder.encode(images).sample(self.generator)
         return autoencoder.to_unet(latents).to(self.device, self.dtype)
+
+
+def _asked(wish: Wish, asks: Mapping[str, Any]) -> Wish:
+    """The wish with what the model's adapters ask for where the user says nothing.
+
+    Raises:
+        InarchError: IA550 for what no image is made by.
+    """
+    unknown = [name for name in asks if name not in ASKED]
+    if unknown:
+        raise InarchError(
+            "IA550",
+            f"an adapter asks for `{unknown[0]}`, which is no setting of an image",
+            where=f"{unknown[0]} = {asks[unknown[0]]!r}",
+            why=f"it may ask for: {', '.join(ASKED)}",
+            remedy="leave it out of what the adapter asks for: its option or file says asks",
+        )
+    usual = {"steps": 30, **asks}
+    told = {name: value for name, value in usual.items() if getattr(wish, name) is None}
+    return replace(wish, **told)
 
 
 def text_to_image(model: StableDiffusion, wish: Wish) -> Any:

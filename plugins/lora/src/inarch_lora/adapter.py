@@ -44,6 +44,9 @@ class LoRA(Adapter):
         for term in _scaled(reading.terms, self.options.block_scales, self.name):
             yield self._edit(term, sites.all[term.address].module)
 
+    def asks(self) -> Mapping[str, Any]:
+        return self.options.asks
+
     def _edit(self, term: Term, site: nn.Module | None) -> Edit:
         term = beside(site, term)
         edge = edge_for(site, term)

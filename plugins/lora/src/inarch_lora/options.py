@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """For an adapter that is to be trained; the last two are for one from a file too.
+    """For an adapter that is to be trained; the last three are for one from a file too.
 
     Attributes:
         targets: roles (`attention.*`) or address patterns.
@@ -27,6 +27,7 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         bias: which of the base's biases are adapted with it, as PEFT has it.
         lora_bias: give B a bias.
         block_scales: for addresses, or what stands under them, a factor beside the scale.
+        asks: settings of the model's tasks that it was made for: `scheduler`, `guidance`, `steps`.
         format: what `save_adapter` writes; None is the format of the file, or the usual one.
     """
 
@@ -46,6 +47,7 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     bias: Literal["none", "lora_only", "all"] = "none"
     lora_bias: bool = False
     block_scales: dict[str, float] = {}
+    asks: dict[str, Any] = {}
     format: Literal["peft", "diffusers", "kohya"] | None = None
 
     def __post_init__(self) -> None:

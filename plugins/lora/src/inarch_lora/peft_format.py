@@ -188,6 +188,8 @@ def save(
         metadata["inarch.base_fingerprint"] = about["fingerprint"]
     if "base" in about:
         metadata["inarch.base"] = about["base"]
+    if "asks" in about:
+        metadata["inarch.asks"] = about["asks"]
     partial = path.with_name(f".{path.name}.partial")
     save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
     partial.replace(path)

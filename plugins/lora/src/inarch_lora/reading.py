@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
@@ -42,7 +44,9 @@ def read(weights: WeightsHeader, sites: SiteView) -> Reading:
     """
     where = str(weights.path)
     peft_format.refuse_unsupported(weights.settings, where)
-    found = _by_address(weights, Names(sites))
+    names = Names(sites)
+    keys = [key for key in weights.keys() if not _copies_base(key, names, sites, weights)]  # noqa: SIM118
+    found = _by_address(keys, weights, names)
     metadata = _metadata(weights)
     terms: list[Term] = []
     for address, (name, keys) in found.items():
@@ -57,11 +61,37 @@ def read(weights: WeightsHeader, sites: SiteView) -> Reading:
     return Reading(form, tuple(terms), weights.settings)
 
 
-def _by_address(weights: WeightsHeader, names: Names) -> dict[str, tuple[str, dict[str, str]]]:
+def _copies_base(key: str, names: Names, sites: SiteView, weights: WeightsHeader) -> bool:
+    """Whether a key is the base's own weight, which PEFT saves with adapted embeddings.
+
+    Raises:
+        InarchError: IA410 where it is another than this base's.
+    """
+    if not key.endswith(".weight"):
+        return False
+    address = names.find(key.removesuffix(".weight").removesuffix(".base_layer"))
+    own = getattr(sites.all[address].module, "weight", None) if address else None
+    if own is None:
+        return False
+    saved = weights.read(key)
+    kind = min(saved.dtype, own.dtype, key=lambda dtype: dtype.itemsize)
+    if not own.is_meta and not torch.equal(saved.to(kind), own.detach().cpu().to(kind)):
+        raise InarchError(
+            "IA410",
+            f"the file has another weight for `{address}` than this base",
+            where=f"{weights.path}: {key}",
+            why="PEFT saves the embeddings of its base beside an adapter, and these are not equal",
+            remedy="load the base it was trained on, with the tokens that were added to it",
+        )
+    return True
+
+
+def _by_address(
+    keys: Iterable[str], weights: WeightsHeader, names: Names
+) -> dict[str, tuple[str, dict[str, str]]]:
     """For each adapted layer its name in the file, and its keys by the parameters they fill."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
     known: dict[str, str] = {}
-    keys = weights.keys()
     for key in keys:
         called, parameter = split_key(key, str(weights.path))
         if called[0] not in known:
@@ -70,16 +100,16 @@ def _by_address(weights: WeightsHeader, names: Names) -> dict[str, tuple[str, di
             if address is None:
                 raise _no_layer(key, called[0], names, str(weights.path))
             known[called[0]] = address
-        name, keys = found.setdefault(known[called[0]], (called[0], {}))
-        if parameter in keys:
+        name, own = found.setdefault(known[called[0]], (called[0], {}))
+        if parameter in own:
             raise InarchError(
                 "IA426",
                 f"the file has two tensors for the {parameter} of `{name}`",
                 where=f"{weights.path}: {key}",
-                why=f"the other is {keys[parameter]}",
+                why=f"the other is {own[parameter]}",
                 remedy="leave one of the two out",
             )
-        keys[parameter] = key
+        own[parameter] = key
     return found
 
 
