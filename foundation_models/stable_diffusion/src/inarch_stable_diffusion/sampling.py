@@ -149,7 +149,7 @@ class Run:
             beside = None if beside is None else beside[:count]
         if beside is not None:
             rows = torch.cat([rows, beside], dim=1)
-        moving = self._moving(timestep, index)
+        moving = self._moving(timestep, index, twice=twice)
         given = {n: v for n, v in moving.items() if n in tree.form.needs}
         found = tree(rows, **constants, **given)
         if not tree.form.exports:
@@ -157,11 +157,15 @@ class Run:
         noise, *values = found
         return noise, dict(zip(tree.form.exports, values, strict=True))
 
-    def _moving(self, timestep: Tensor, index: int) -> dict[str, Any]:
-        """What changes from step to step, for steps that ask for it."""
+    def _moving(self, timestep: Tensor, index: int, *, twice: bool = False) -> dict[str, Any]:
+        """What changes from step to step, for steps that ask for it.
+
+        `halves` is 2 where the first half of the rows is for no prompt, else 1.
+        """
         device, count = self.latents.device, len(self.timesteps)
         return {
             "timestep": timestep,
+            "halves": 2 if twice else 1,
             "step": torch.tensor(index, device=device),
             "progress": torch.tensor(index / count, device=device),
         }

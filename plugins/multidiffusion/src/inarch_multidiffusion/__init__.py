@@ -1,0 +1,1 @@
+"""MultiDiffusion for inarch: an adapter without weights."""

@@ -1,0 +1,1 @@
+"""StyleAligned for inarch: an adapter without weights."""
