@@ -23,7 +23,7 @@ COMMANDS = {
     "order": "Write into a stack file which of two adapters comes first.",
     "lock": "Write down what a stack is made of, or say what changed since.",
     "bisect": "Find the adapter of a stack that breaks a command.",
-    "run": "Generate text with a model or a stack.",
+    "run": "Run a model or a stack: to text, or to what else the model makes.",
     "train": "Train an adapter on a file of examples.",
     "explain": "Explain an error code.",
     "validate": "Hold a package's manifest against its entry points and files.",

@@ -3,15 +3,67 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from inarch.cli.output import Output, json_option
 from inarch.errors import InarchError
 
+if TYPE_CHECKING:
+    from inarch.plugins.manifest import ModelEntry
 
-@click.command()
+
+class ByModel(click.Command):
+    """A command whose options are those of the model's task, which its package brings."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        command = _of_package(args)
+        if command is None:
+            return super().make_context(info_name, args, parent, **extra)
+        return command.make_context(info_name, args, parent, **extra)
+
+
+def _of_package(args: list[str]) -> click.Command | None:
+    """The command that the package of the named model brings, if it brings one."""
+    from inarch.plugins.hooks import hooked, manager
+
+    if not hooked():
+        return None
+    entry = next((found for arg in args if (found := _family(arg)) is not None), None)
+    if entry is None or not hooked([entry.distribution]):
+        return None
+    return manager([entry.distribution]).hook.inarch_run(family=entry.id)
+
+
+def _family(name: str) -> ModelEntry | None:
+    """The family of a checkpoint or a stack file; None for what is neither, or can't be read."""
+    from inarch.cli.target import wanted
+    from inarch.plugins import index
+
+    listed = index()
+    known = name in listed.checkpoints or name in listed.models
+    if name.startswith("-") or not (known or Path(name).exists()):
+        return None
+    try:
+        source, _ = wanted(name)
+        if source in listed.checkpoints:
+            return listed.models.get(listed.checkpoints[source].model)
+        from inarch.weights import open_checkpoint
+
+        return listed.model_for(open_checkpoint(Path(source)).config, source)
+    except InarchError:
+        return None
+
+
+@click.command(cls=ByModel)
 @click.argument("model")
 @click.option("--prompt", help="Text to continue, as it is.")
 @click.option("--message", help="What to say to the model, through its chat template.")
@@ -40,6 +92,8 @@ def run(
     **options: Any,
 ) -> None:
     """Generate text with a MODEL (a checkpoint's id or path) or a stack file.
+
+    A model of another task has options of its own: inarch run MODEL --help
 
     \b
     inarch run smollm2 --message "Describe the sea." --greedy

@@ -39,6 +39,13 @@ class Hooks:
     def inarch_picture(self, subject: Any, form: str) -> str | None:
         """Draw a model or a plan: a whole `page`, a `fragment` for notebooks, `dot`, `mermaid`."""
 
+    @spec(firstresult=True)
+    def inarch_run(self, family: str) -> click.Command | None:
+        """What `inarch run` is for a family of models: a command whose argument is the model.
+
+        Asked of the package that has the family, for tasks whose options core does not know.
+        """
+
     @spec
     def inarch_commands(self) -> Iterable[click.Command] | None:  # pyright: ignore[reportReturnType]
         """Commands to add to the command line."""

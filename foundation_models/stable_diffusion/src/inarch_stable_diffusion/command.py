@@ -1,0 +1,196 @@
+"""`inarch run` for a model that makes images."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from inarch.cli.output import Output, json_option
+from inarch.errors import InarchError
+from inarch_stable_diffusion import record
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from inarch_stable_diffusion.model import StableDiffusion
+
+
+@click.command("run")
+@click.argument("model")
+@click.option("--prompt", help="What the image is to show; weights as in (word:1.3).")
+@click.option("--negative-prompt", help="What to keep away from.")
+@click.option("--image", type=click.Path(), help="An image to be made anew.")
+@click.option("--mask", type=click.Path(), help="White where --image is to be made anew.")
+@click.option("--strength", type=click.FloatRange(0.0, 1.0), help="How much of --image to change.")
+@click.option("--steps", type=click.IntRange(1), help="30, or what an adapter asks for.")
+@click.option("--guidance", type=float, help="How closely to follow the prompt.")
+@click.option("--guidance-rescale", type=click.FloatRange(0.0, 1.0))
+@click.option("--seed", type=int, help="The same noise again; drawn and told by default.")
+@click.option("--seeds", help="Several, as 1,2,5 or 1-4: a column of the grid for each.")
+@click.option("--scales", metavar="NAME=0,0.5,1", help="Of an adapter: a row of the grid for each.")
+@click.option("--height", type=click.IntRange(1))
+@click.option("--width", type=click.IntRange(1))
+@click.option("--scheduler", help="Of diffusers, such as euler or 'dpm++ 2m karras'.")
+@click.option("--eta", type=click.FloatRange(0.0))
+@click.option("--clip-skip", type=click.IntRange(0), help="Layers of the text encoder left out.")
+@click.option("--with", "extra", metavar="ADAPTER[=SCALE]", multiple=True, help="Adapt with this.")
+@click.option(
+    "--input", "given", metavar="NAME=VALUE", multiple=True, help="Of an adapter: a file or number."
+)
+@click.option("--again", type=click.Path(path_type=Path), help="Make the image of this PNG again.")
+@click.option("--out", type=click.Path(path_type=Path), help="The image's file; a PNG says how.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", help="Such as float16; the file's own by default.")
+@json_option
+def run(
+    model: str,
+    extra: tuple[str, ...],
+    given: tuple[str, ...],
+    seed: int | None,
+    seeds: str | None,
+    scales: str | None,
+    again: Path | None,
+    out: Path | None,
+    device: str,
+    dtype: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Make an image with a MODEL (a folder or file) or a stack file.
+
+    \b
+    inarch run sdxl/ --prompt "a lighthouse in a storm" --out lighthouse.png
+    inarch run scene.toml --prompt "a boat" --input canny_image=edges.png --out boat.png
+    inarch run scene.toml --prompt "a boat" --seeds 1-4 --scales style=0,0.5,1 --out grid.png
+    """
+    from inarch.cli.target import opened
+
+    if again is None and (settings["prompt"] is None or out is None):
+        raise click.UsageError("Give --prompt and --out, or --again with an image.")
+    told = {} if again is None else record.recorded(again)["settings"]
+    chosen = {**told, **{name: value for name, value in settings.items() if value is not None}}
+    chosen |= {"inputs": {**told.get("inputs", {}), **dict(map(_pair, given))}}
+    columns = _seeds(seed, seeds, told.get("seed"))
+    out = out or Path(f"{again.stem}-again.png" if again is not None else "image.png")
+    started = time.perf_counter()
+    _, adapted = opened(model, extra, device=device, dtype=dtype)
+    loaded = time.perf_counter()
+    name, rows = _scales(scales, adapted)
+    images: list[Image] = []
+    made: list[Any] = []
+    for scale in rows:
+        if name is not None:
+            adapted.adapters[name].scale = scale
+        images += [_made(adapted, chosen, one, made.append) for one in columns]
+    about = {**chosen, "seed": columns[0]}
+    if len(images) > 1:
+        about |= {"seeds": columns, "scales": {name: rows} if name is not None else {}}
+    told = record.record(adapted, model, _task(chosen), about)
+    record.save(grid(images, len(columns)), out, told)
+    seconds = {"load": loaded - started, "sample": time.perf_counter() - loaded}
+    if not as_json:
+        click.echo(str(out))
+        return
+    data = {
+        "image": str(out),
+        "seeds": columns,
+        "adapters": {m.name: m.scale for m in adapted.adapters},
+        "digest": adapted.digest,
+        "fingerprint": told["fingerprint"],
+        "seconds": seconds | {"per_step": seconds["sample"] / len(made)},
+        "settings": json.loads(json.dumps(about, default=str)),
+    }
+    Output(True, "run").envelope(data)
+
+
+def _task(chosen: Mapping[str, Any]) -> str:
+    if chosen.get("mask") is not None:
+        if chosen.get("image") is None:
+            raise click.UsageError("--mask needs --image.")
+        return "inpaint"
+    return "text_to_image" if chosen.get("image") is None else "image_to_image"
+
+
+_NOT_SETTINGS = ("inputs", "prompt", "seed", "seeds", "scales")
+
+
+def _made(
+    model: StableDiffusion, chosen: Mapping[str, Any], seed: int, each: Callable[[Any], Any]
+) -> Image:
+    task = _task(chosen)
+    kept = {n: v for n, v in chosen.items() if n not in _NOT_SETTINGS}
+    if task == "text_to_image" and kept.pop("strength", None) is not None:
+        raise click.UsageError("--strength needs --image.")
+    inputs = {name: _read(value) for name, value in chosen["inputs"].items()}
+    return getattr(model, task)(chosen["prompt"], seed=seed, callback=each, **kept, **inputs)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, mark, value = text.partition("=")
+    if not mark or not name:
+        raise click.UsageError(f"--input is NAME=VALUE, such as canny_image=edges.png, not {text}")
+    return name, value
+
+
+def _read(value: Any) -> Any:
+    """A number where it is one, else a file or a text, as it stands."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _seeds(seed: int | None, seeds: str | None, told: Any) -> list[int]:
+    """The seeds asked for; one that is drawn where none is."""
+    if seeds is None:
+        import torch
+
+        drawn = torch.Generator().seed() % 2**32 if seed is None and told is None else 0
+        return [seed if seed is not None else told if told is not None else drawn]
+    if seed is not None:
+        raise click.UsageError("Give --seed or --seeds.")
+    found: list[int] = []
+    try:
+        for part in seeds.split(","):
+            first, dash, last = part.partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise click.UsageError(f"--seeds is 1,2,5 or 1-4, not {seeds}") from None
+    if not found:
+        raise click.UsageError(f"--seeds names no seed: {seeds}")
+    return found
+
+
+def _scales(text: str | None, model: StableDiffusion) -> tuple[str | None, list[float]]:
+    if text is None:
+        return None, [1.0]
+    name, _, values = text.partition("=")
+    model.adapters[name]
+    try:
+        return name, [float(value) for value in values.split(",")]
+    except ValueError:
+        raise InarchError(
+            "IA550",
+            "these are no scales",
+            where=f"--scales {text}",
+            why="they are numbers with commas between",
+            remedy=f"--scales {name}=0,0.5,1",
+        ) from None
+
+
+def grid(images: list[Image], columns: int) -> Image:
+    """Images of one size as one, so many beside each other."""
+    from PIL import Image
+
+    if len(images) == 1:
+        return images[0]
+    width, height = images[0].size
+    sheet = Image.new("RGB", (width * columns, height * -(-len(images) // columns)))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * width, i // columns * height))
+    return sheet
