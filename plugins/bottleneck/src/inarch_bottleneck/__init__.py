@@ -1,0 +1,1 @@
+"""Bottleneck adapters for inarch: Houlsby's, Pfeiffer's and parallel ones, AdapterHub's files."""
