@@ -91,7 +91,7 @@ class Run:
         latents, count = self.latents, len(self.timesteps)
         extra = self._extra()
         hidden = None if self.progress is None else not self.progress
-        with tqdm(total=count, unit="it", disable=hidden, leave=False) as bar:
+        with tqdm(total=count, unit="it", disable=hidden) as bar:
             for index, timestep in enumerate(self.timesteps):
                 noise = self._predicted(latents, timestep, index)
                 latents = self.scheduler.step(noise, timestep, latents, **extra, return_dict=False)[

@@ -334,7 +334,8 @@ def _only(model: StableDiffusion, beside: int, task: str) -> None:
 
 
 def _texts(wish: Wish) -> tuple[list[str], list[Any]]:
-    prompts = [wish.prompt] if isinstance(wish.prompt, str) else list(wish.prompt)
+    listed = isinstance(wish.prompt, list | tuple)
+    prompts: list[Any] = list(wish.prompt) if listed else [wish.prompt]
     given = wish.negative_prompt
     many = given is not None and not isinstance(given, str)
     negative: list[Any] = list(given) if many else [given] * len(prompts)  # pyright: ignore
