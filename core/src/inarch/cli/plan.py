@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.argument("stack")
 @click.option("--with", "extra", metavar="ADAPTER[=SCALE]", multiple=True, help="Adapt with this.")
 @click.option("-o", "--output", "out", type=click.Path(dir_okay=False), help="Write the plan here.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
 @click.option("--device", default="cpu", show_default=True, help="Where it is to run.")
 @click.option("--dtype", help="Such as bfloat16; the file's own by default.")
 @click.option("--no-proof", is_flag=True, help="Don't run the model's examples.")
@@ -26,6 +27,7 @@ def plan(
     stack: str,
     extra: tuple[str, ...],
     out: str | None,
+    html: Path | None,
     device: str,
     dtype: str | None,
     no_proof: bool,
@@ -46,6 +48,11 @@ def plan(
     if out is not None:
         Path(out).write_text(made.to_json(), "utf-8")
     output = Output(as_json, "plan")
+    if html is not None:
+        from inarch.cli.tree import drawn
+
+        html.write_text(drawn(made, "page"), "utf-8")
+        output.note(f"wrote {html}")
     if as_json:
         output.envelope(made.as_dict())
         return

@@ -18,6 +18,7 @@ from inarch.adapters.asks import asks_of
 from inarch.adapters.graft import Draft, installed
 from inarch.adapters.member import Member
 from inarch.errors import InarchError
+from inarch.plugins.hooks import picture
 from inarch.plugins.index import Finding
 from inarch.resolve.arrange import arranged
 from inarch.resolve.digest import digest, identity
@@ -137,6 +138,10 @@ class Plan:
     def to_json(self) -> str:
         """The plan as a JSON document; `Plan.from_json` reads it again."""
         return json.dumps(self.as_dict(), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+
+    def _repr_html_(self) -> str | None:
+        """How notebooks show it, where a package that draws is installed."""
+        return picture(self, "fragment")
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
