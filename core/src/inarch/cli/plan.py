@@ -10,6 +10,7 @@ import click
 from inarch.cli.output import Output, json_option
 
 if TYPE_CHECKING:
+    from inarch.resolve.meeting import Verdict
     from inarch.resolve.plan import Plan
     from inarch.resolve.proof import Proof
 
@@ -78,7 +79,7 @@ def _print(plan: Plan, output: Output) -> None:
     if verdicts:
         click.echo()
         words = {"commute": "either order", "ordered": "ordered", "user": "your order"}
-        pairs = [(f"{v.a}, {v.b}", words[v.word], f"{v.reason} ({_at(v.at)})") for v in verdicts]
+        pairs = [(f"{v.a}, {v.b}", words[v.word], f"{v.reason} ({_at(v)})") for v in verdicts]
         output.table(("pair", "verdict", "why"), pairs)
     if plan.proof is not None:
         _print_proof(plan.proof, output)
@@ -109,9 +110,10 @@ def _made(edits: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in edits.items())
 
 
-def _at(at: tuple[str, ...]) -> str:
-    more = f" and {len(at) - 1} more" if len(at) > 1 else ""
-    return f"at {next(iter(at), '') or 'the root'}{more}"
+def _at(verdict: Verdict) -> str:
+    """Where two meet, or where that decides."""
+    count = (verdict.deciding or len(verdict.at)) - 1
+    return f"at {verdict.at[0] or 'the root'}" + (f" and {count} more" if count else "")
 
 
 def _mib(size: int) -> str:

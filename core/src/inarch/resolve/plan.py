@@ -163,7 +163,10 @@ class Plan:
             read.model,
             tuple(by_name[name] for name in read.order),
             tuple(map(tuple, read.layers)),
-            tuple(Verdict(*v.pair, v.verdict, v.reason, tuple(v.at)) for v in read.verdicts),
+            tuple(
+                Verdict(*v.pair, v.verdict, v.reason, tuple(v.at), v.deciding)
+                for v in read.verdicts
+            ),
             read.digest,
             read.proof,
             tuple(read.findings),
@@ -232,6 +235,22 @@ def resolve(
     )
 
 
+def read_plan(path: Path) -> Plan:
+    """Read a plan's file.
+
+    Raises:
+        InarchError: IA803.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise _no_plan(error.strerror or str(error), str(path)) from None
+    try:
+        return Plan.from_json(text)
+    except InarchError as error:
+        raise _no_plan(error.why, str(path)) from None
+
+
 def schema() -> dict[str, Any]:
     """The JSON schema of a plan (draft 2020-12)."""
     return json.loads(files("inarch.resolve").joinpath("plan.schema.json").read_text("utf-8"))
@@ -242,6 +261,7 @@ class _Said(msgspec.Struct):
     verdict: Any
     reason: str
     at: list[str]
+    deciding: int
 
 
 class _File(msgspec.Struct):
@@ -377,7 +397,11 @@ def _stale(facts: Sequence[str]) -> InarchError:
     )
 
 
-def _no_plan(why: str) -> InarchError:
+def _no_plan(why: str, where: str = "") -> InarchError:
     return InarchError(
-        "IA803", "this is no plan", why=why, remedy="make one: inarch plan STACK -o plan.json"
+        "IA803",
+        "this is no plan",
+        where=where,
+        why=why,
+        remedy="make one: inarch plan STACK -o plan.json",
     )
