@@ -47,6 +47,7 @@ CODES: Final[dict[str, str]] = {
     "IA310": "a file that is not installed",
     "IA311": "hooks that don't fit",
     # 4xx adapters and stacks
+    "IA400": "a token that is taken",
     "IA401": "an adapter that can't be asked for so",
     "IA402": "a target matches nothing",
     "IA403": "an adapter's name is unknown or taken",

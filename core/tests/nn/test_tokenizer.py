@@ -163,3 +163,17 @@ def test_bytes_that_are_no_character_come_out_at_the_end(tokenizer: Tokenizer) -
     half = tokenizer.encode("🌊")[:2]
     assert [stream.push(token) for token in half] == ["", ""]
     assert stream.rest() == tokenizer.decode(half)
+
+
+def test_a_grown_tokenizer_knows_more_tokens_and_the_one_it_came_from_does_not(
+    tokenizer: Tokenizer,
+) -> None:
+    before, size = tokenizer.encode("a <new> b"), tokenizer.size
+    grown = tokenizer.grown([("<new>", "<new>_1"), ("<old>",)])
+    ids = grown.encode("<new> <old><new>", special=False)
+    assert [i for i in ids if i >= size] == [size, size + 1, size + 2, size, size + 1]
+    again = grown.encode("<new><new>_1", special=False)
+    assert [i for i in again if i >= size] == [size, size + 1]
+    assert grown.size == size + 3
+    assert (tokenizer.encode("a <new> b"), tokenizer.size) == (before, size)
+    assert grown.encode("a b") == tokenizer.encode("a b")

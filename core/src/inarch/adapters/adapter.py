@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from inarch.adapters.example import Example
 from inarch.adapters.guidance import Moment
 from inarch.adapters.inputs import AddedInput, Request
+from inarch.adapters.vocabulary import Learned
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
 from inarch.tree.address import compiled
 from inarch.tree.select import sites as sites_of
 
 if TYPE_CHECKING:
+    from inarch.nn.tokenizer import Tokenizer
     from inarch.weights import WeightsHeader
 
 
@@ -47,6 +49,7 @@ class SiteView:
         trees: the trees before any adapter.
         roles: for each role, the address pattern its sites match.
         settings: the checkpoint's configuration as its files have it, empty where there is none.
+        tokenizers: the base's, by the tree that reads their ids.
     """
 
     def __init__(
@@ -54,10 +57,12 @@ class SiteView:
         trees: Mapping[str, Chain],
         roles: Mapping[str, str],
         settings: Mapping[str, Any] | None = None,
+        tokenizers: Mapping[str, Tokenizer] | None = None,
     ) -> None:
         self.trees = trees
         self.roles = roles
         self.settings: Mapping[str, Any] = settings or {}
+        self.tokenizers = tokenizers or {}
         self.all: dict[str, TargetSite] = {
             found.address: TargetSite(found.address, found.module, name)
             for name, tree in trees.items()
@@ -111,6 +116,9 @@ class Adapter(ABC):
 
     Options: ClassVar[type[msgspec.Struct]]
 
+    conversion: ClassVar[str] = ""
+    """What makes a safetensors file of the pickles that its own formats may come as."""
+
     def __init__(self, name: str, options: Any) -> None:
         self.name = name
         self.options = options
@@ -123,6 +131,10 @@ class Adapter(ABC):
             sites: the pristine model.
             weights: the adapter's file, or None for one that is yet to be trained.
         """
+
+    def learned(self) -> Sequence[Learned]:
+        """The words that its edits teach, once they were made: see `inarch.adapters.vocabulary`."""
+        return ()
 
     def example_inputs(self, example: Example) -> Mapping[str, Any]:
         """Values for the inputs of the whole model that the edits newly ask for, by name.

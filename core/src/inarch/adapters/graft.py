@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -79,7 +80,7 @@ def draft_of(spec: AdapterSpec, model: Model) -> Draft:
     entry, path = located(spec, index(), model.family)
     plugin: Any = load_object("inarch.adapters", entry.id)
     adapter = plugin(spec.name, _options(plugin, spec, entry.id))
-    header = None if path is None else open_adapter(path)
+    header = None if path is None else _opened(path, adapter.conversion)
     if header is not None:
         _check_base(spec, header, model)
     with blank():
@@ -88,6 +89,18 @@ def draft_of(spec: AdapterSpec, model: Model) -> Draft:
     _check_fills(spec, edits, header)
     _check_scale(spec, edits)
     return Draft(spec, entry.id, entry, adapter, header, edits)
+
+
+def _opened(path: Path, conversion: str) -> WeightsHeader:
+    """An adapter's file; a pickle is refused with the conversion its plugin knows."""
+    try:
+        return open_adapter(path)
+    except InarchError as error:
+        if error.code != "IA203" or not conversion:
+            raise
+        raise InarchError(
+            error.code, error.what, where=error.where, why=error.why, remedy=conversion
+        ) from None
 
 
 def filled(draft: Draft, model: Model) -> Member:

@@ -18,10 +18,11 @@ from inarch.adapters.graft import filled, installed, split
 from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
+from inarch.adapters.telling import tell
+from inarch.adapters.vocabulary import taught, with_words
 from inarch.errors import InarchError
 from inarch.identity import of_tensors
-from inarch.plugins import index
-from inarch.plugins.hooks import hooked, manager, picture
+from inarch.plugins.hooks import picture
 from inarch.resolve.arrange import Order, arrange, arranged
 from inarch.resolve.digest import of_members
 from inarch.resolve.refusal import refuse
@@ -75,6 +76,7 @@ class Model:
         self.adapters = Members()
         self.order = Order()
         self._sites: SiteView | None = None
+        self._grown: Mapping[str, Tokenizer] = {}
 
     @classmethod
     def reading(cls, checkpoint: Checkpoint) -> Checkpoint:
@@ -135,8 +137,18 @@ class Model:
         """The sites of the pristine trees."""
         if self._sites is None:
             settings = None if self.checkpoint is None else self.checkpoint.config
-            self._sites = SiteView(self.pristine, self.roles, settings)
+            own = self.own_tokenizers()
+            self._sites = SiteView(self.pristine, self.roles, settings, own)
         return self._sites
+
+    def own_tokenizers(self) -> Mapping[str, Tokenizer]:
+        """The base's tokenizers, by the tree that reads their ids."""
+        return {} if self.tokenizer is None else dict.fromkeys(self.trees, self.tokenizer)
+
+    @property
+    def tokenizers(self) -> Mapping[str, Tokenizer]:
+        """The tokenizers, by tree, with the tokens that adapters taught."""
+        return {**self.sites.tokenizers, **self._grown}
 
     @property
     def inputs(self) -> dict[str, tuple[str, ...]]:
@@ -295,7 +307,9 @@ class Model:
         by_name = {member.name: member for member in members}
         ordered = [by_name[name] for name in order.names]
         trees = merged(self.pristine, ordered)
-        live = [edit for m in ordered if not m.merged for edit in m.edits]
+        active = [m for m in ordered if not m.merged]
+        words, grown = taught(self.sites, active)
+        live = with_words([edit for m in active for edit in m.edits], words)
         for name, tree in list(trees.items()):
             own = [inner for edit in live for t, inner in [split(edit, trees)] if t == name]
             trees[name] = tree.edit(own)
@@ -304,9 +318,10 @@ class Model:
             self.config,
             roles=self.roles,
             checkpoint=self.checkpoint,
-            tokenizer=self.tokenizer,
+            tokenizer=({**self.sites.tokenizers, **grown}).get("", self.tokenizer),
             family=self.family,
         )
+        model._grown = grown
         model.pristine = self.pristine
         model.adapters = Members(members)
         model.order = order
@@ -363,30 +378,6 @@ def _without(member: Member, gone: Sequence[str], order: Order) -> Member:
     after = tuple(name for name in told if name not in gone)
     before = tuple(name for name in member.spec.before if name not in gone)
     return replace(member, spec=replace(member.spec, after=after, before=before))
-
-
-def tell(model: Model, base: Model) -> None:
-    """Let the packages of a model's adapters look at it, those that asked to.
-
-    Raises:
-        InarchError: IA413 with the first thing one of them finds wrong.
-    """
-    listed = index()
-    kinds = (listed.adapters.get(member.kind) for member in model.adapters)
-    names = hooked(entry.distribution for entry in kinds if entry is not None)
-    if not names:
-        return
-    hooks = manager(names).hook
-    for findings in hooks.inarch_check(model=model):
-        for finding in findings or ():
-            raise InarchError(
-                "IA413",
-                f"{finding.distribution} refuses this stack: {finding.what}",
-                where=finding.where,
-                why=finding.code,
-                remedy=finding.remedy,
-            )
-    hooks.inarch_after_apply(model=model, base=base)
 
 
 def _joined(tree: str, address: str) -> str:

@@ -96,11 +96,12 @@ class Generator:
 
     def _first_seen(self, logits: Tensor) -> Tensor:
         """The prompts' tokens, [batch, vocabulary]; what fills a prompt up is none of them."""
-        seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, self.ids, True)
+        width = max(logits.shape[1], int(self.ids.max()) + 1)  # learned tokens have no logit
+        seen = logits.new_zeros((len(logits), width), dtype=torch.bool).scatter_(1, self.ids, True)
         if self.padding is not None:
             real = self.padding[:, : self.longest]
             seen[:, self.pad] = ((self.ids == self.pad) & real).any(-1)
-        return seen
+        return seen[:, : logits.shape[1]]
 
     def _forward(self, given: Tensor) -> Tensor:
         start = self.clock.start

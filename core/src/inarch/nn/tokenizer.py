@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tokenizers import Tokenizer as Backend
 
@@ -41,6 +42,7 @@ class Tokenizer:
         self.backend = backend
         self.bos_token, self.eos_token, self.pad_token = bos_token, eos_token, pad_token
         self.chat_template = chat_template
+        self.expansions: dict[int, list[int]] = {}
         self.add_bos, self.add_eos = add_bos, add_eos
 
     @classmethod
@@ -78,6 +80,28 @@ class Tokenizer:
             chat_template=chat,
         )
 
+    @property
+    def size(self) -> int:
+        """How many tokens there are, and the first id that is free."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def grown(self, words: Iterable[Sequence[str]]) -> Self:
+        """Another tokenizer, with more tokens; this one stays as it is.
+
+        Args:
+            words: each of one or several tokens. The first, where it stands in a text without the
+                second, stands for all of them.
+        """
+        twin = copy.copy(self)
+        twin.backend = Backend.from_str(self.backend.to_str())
+        words = [list(word) for word in words]
+        twin.backend.add_tokens([token for word in words for token in word])
+        for first, *rest in words:
+            ids = [twin.backend.token_to_id(token) or 0 for token in (first, *rest)]
+            if rest:
+                twin.expansions = {**twin.expansions, ids[0]: ids[1:]}
+        return twin
+
     def id_of(self, token: str | None) -> int | None:
         """The id of one token; None where there is no such token."""
         return None if token is None else self.backend.token_to_id(token)
@@ -97,11 +121,20 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text; `special` adds what the checkpoint puts around each text."""
         ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
+        if self.expansions:
+            ids = self._expanded(ids)
         if special and self.add_bos and self.bos_id is not None:
             ids = [self.bos_id, *ids]
         if special and self.add_eos and self.eos_id is not None:
             ids = [*ids, self.eos_id]
         return ids
+
+    def _expanded(self, ids: list[int]) -> list[int]:
+        whole: list[int] = []
+        for i, token in enumerate(ids):
+            rest = self.expansions.get(token, [])
+            whole += [token] if ids[i + 1 : i + 2] == rest[:1] else [token, *rest]
+        return whole
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of token ids."""

@@ -28,7 +28,6 @@ class Meeting:
         forward: whether the first may come before the second.
         backward: whether the second may come before the first.
         reason: the facts, as a clause with {a} and {b} for the two.
-        deciding: at how many addresses, the first of `at`, the order matters.
     """
 
     at: tuple[str, ...]
@@ -36,7 +35,6 @@ class Meeting:
     forward: bool = True
     backward: bool = True
     reason: str = ""
-    deciding: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +47,7 @@ class Verdict:
         word: `commute`, `ordered` by a manifest, `user` for the user's order; a plan that was
             refused has `conflict` and `undecided` too.
         reason: one clause that says why.
-        at: the addresses where they meet, those that decide first, else sorted.
-        deciding: at how many of them the order matters.
+        at: the addresses where they meet, sorted.
     """
 
     a: str
@@ -58,7 +55,6 @@ class Verdict:
     word: Word
     reason: str
     at: tuple[str, ...]
-    deciding: int = 0
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -66,7 +62,6 @@ class Verdict:
             "verdict": self.word,
             "reason": self.reason,
             "at": list(self.at),
-            "deciding": self.deciding,
         }
 
 
@@ -89,7 +84,6 @@ def meet(a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]) ->
         all(f.forward for f in facts),
         all(f.backward for f in facts),
         "; ".join(dict.fromkeys(f.reason for f in facts)),
-        len(decisive),
     )
 
 

@@ -64,7 +64,8 @@ class Footprint(Subject):
         model = self.fresh(base)
         for tree, chain in base.trees.items():
             prefix = f"{tree}." if tree else ""
-            edited = {e.address for e in model.adapters[NAME].edits}
+            member = model.adapters[NAME]
+            edited = {e.address for e in member.edits} | {w.site for w in member.adapter.learned()}
             inner = {a.removeprefix(prefix) for a in edited if a.startswith(prefix) or a == tree}
             ways = [
                 ".".join(chain.form.index[a][0]) if a in chain.form.index else "" for a in inner

@@ -47,12 +47,10 @@ class Clip(Model):
     @classmethod
     def tiny_configs(cls) -> Mapping[str, dict[str, Any]]:
         text = {"model_type": "clip_text_model", "eos_token_id": 30, **_TEXT}
-        projected = {"architectures": ["CLIPVisionModelWithProjection"], "projection_dim": 6}
         towers = {"text_config": text, "vision_config": _VISION, "projection_dim": 6}
         return {
             "whole": {"model_type": "clip", **towers},
             "text": text,
-            "vision": {"model_type": "clip_vision_model", **_VISION, **projected},
             "gelu": {**text, "hidden_act": "gelu", "eos_token_id": 2},
         }
 

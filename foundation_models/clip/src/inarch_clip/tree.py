@@ -46,7 +46,7 @@ def both(c: TextConfig, v: VisionConfig) -> Chain:
                 image_embeds=pooled_of,
             ),
         ),
-        logit_scale=nn.Parameter(torch.empty(())),
+        logit_scale=nn.Parameter(torch.tensor(2.6592)),
         similarity=similarity,
         takes=("input_ids", "pixel_values"),
         inputs=("mask",),

@@ -39,7 +39,7 @@ def embeddings(c: VisionConfig) -> Chain:
     side = c.patch_size
     patches = (c.image_size // side) ** 2
     return Chain(
-        class_embedding=nn.Parameter(torch.empty(c.hidden_size)),
+        class_embedding=nn.Parameter(torch.randn(c.hidden_size) * c.hidden_size**-0.5),
         patch_embedding=nn.Conv2d(c.num_channels, c.hidden_size, side, stride=side, bias=False),
         patches=in_a_row,
         with_class=class_first,

@@ -83,8 +83,7 @@ class StableDiffusion(Model):
             )
         return Autoencoder(self.trees["vae"], self.config.vae)
 
-    @property
-    def tokenizers(self) -> Mapping[str, ClipTokenizer]:
+    def own_tokenizers(self) -> Mapping[str, ClipTokenizer]:
         """The tokenizer of each text encoder, by the encoder's name."""
         checkpoint = self.checkpoint
         return checkpoint.tokenizers if isinstance(checkpoint, PipelineCheckpoint) else {}

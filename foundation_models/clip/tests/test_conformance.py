@@ -1,0 +1,9 @@
+"""CLIP keeps what any foundation model keeps."""
+
+from __future__ import annotations
+
+from inarch.testing import ModelConformance
+
+
+class TestClip(ModelConformance):
+    family = "clip"

@@ -1,0 +1,1 @@
+"""Textual inversion for inarch: learned words, in every published layout."""
