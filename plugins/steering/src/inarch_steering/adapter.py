@@ -65,12 +65,16 @@ class Steering(Adapter):
             for site in sites.find(self.options.targets):
                 yield Edit.add(site.address, SteeringVector(width), self.name)
             return
+        widths = _widths(sites)
         for key in sorted(weights.keys()):
             shape = tuple(weights.shape(key))
             if len(shape) != 1:
                 raise _misplaced(self.name, f"{weights.path}: {key}", f"it is {list(shape)}")
             if key not in sites.all:
                 why = "the model has no such site"
+                raise _misplaced(self.name, f"{weights.path}: {key}", why)
+            if widths.get(key, shape[0]) != shape[0]:
+                why = f"it is {list(shape)}, and what flows there has {widths[key]} features"
                 raise _misplaced(self.name, f"{weights.path}: {key}", why)
             yield Edit.add(key, SteeringVector(shape[0]), self.name, fills={"vector": key})
 
@@ -87,6 +91,17 @@ class Steering(Adapter):
         partial = folder / ".steering.safetensors.partial"
         save_file(tensors, partial, metadata)
         partial.replace(folder / "steering.safetensors")
+
+
+def _widths(sites: SiteView) -> dict[str, int]:
+    """How wide the stream is at each block, where the model says so."""
+    if not {"block", "embedding.tokens"} <= set(sites.roles):
+        return {}
+    try:
+        width = _width(sites)
+        return {site.address: width for site in sites.find(["block"])}
+    except InarchError:  # a part of the family that has no such sites
+        return {}
 
 
 def _width(sites: SiteView) -> int:
