@@ -36,11 +36,7 @@ class Conformance(Footprint, Files, Training, Running, Algebra):
         """Run each test on as many models as it needs."""
         if "tiny" not in metafunc.fixturenames:
             return
-        found = [
-            tiny
-            for tiny in tiny_models(self.entry)
-            if not self.families or tiny.family in self.families
-        ]
+        found = list(tiny_models(self.entry, self.families))
         assert found, f"no tiny model has the roles of `{self.adapter}`"
         if "every" not in metafunc.fixturenames:
             found = [tiny for tiny in found if tiny.first]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inarch.nn import LanguageModel, attend, merge_heads, split_heads
-from inarch.tree import Chain, Parallel, Residual, Seq, Use
+from inarch.tree import Chain, Parallel, Residual, Seq, Sum, Use
 
 PLAIN = "plain"
 
@@ -25,7 +25,7 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Plain(LanguageModel):
-    """A decoder with GPT-2's learned norms and no positions but what causality tells."""
+    """A small decoder with learned positions, of 64 at most, and layer norms."""
 
     config: Config
     own_roles: ClassVar[dict[str, str]] = {
@@ -51,7 +51,10 @@ class Plain(LanguageModel):
     @classmethod
     def build(cls, config: Config) -> dict[str, Chain]:
         tree = Chain(
-            embed_tokens=nn.Embedding(config.vocab_size, config.hidden_size),
+            Sum(
+                embed_tokens=nn.Embedding(config.vocab_size, config.hidden_size),
+                at=Seq(Use("positions"), embed_positions=nn.Embedding(64, config.hidden_size)),
+            ),
             layers=Chain(*(_block(config) for _ in range(config.num_hidden_layers))),
             norm=nn.LayerNorm(config.hidden_size),
             lm_head=nn.Linear(config.hidden_size, config.vocab_size),

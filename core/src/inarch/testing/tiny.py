@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,23 +101,26 @@ def _place_buffers(tree: nn.Module, device: torch.device | str) -> None:
                 module._buffers[name] = buffer.to(device)
 
 
-def tiny_models(fitting: AdapterEntry | None = None) -> Iterator[Tiny]:
+def tiny_models(
+    fitting: AdapterEntry | None = None, families: Sequence[str] = ()
+) -> Iterator[Tiny]:
     """Every configuration for tests of every installed family, by the families' ids.
 
     Args:
         fitting: only families that this adapter fits, by its manifest. Where it fits no installed
             one, the kit's own plain language model stands in.
+        families: only these; `plain` is the kit's own.
     """
     wanted = fitting or AdapterEntry(id="")
     found = False
     for name, entry in sorted(index().models.items()):
-        if misfit(wanted, entry):
+        if misfit(wanted, entry) or (families and name not in families):
             continue
         family: type[Model] = load_object("inarch.models", name)
         for number, (label, config) in enumerate(family.tiny_configs().items()):
             found = True
             yield Tiny(name, label, config, number == 0)
     own = ModelEntry(id=PLAIN, model_types=[], roles=Plain.own_roles)
-    if not found and not misfit(wanted, own):
+    if PLAIN in families or (not found and not families and not misfit(wanted, own)):
         for label, config in Plain.tiny_configs().items():
             yield Tiny(PLAIN, label, config)
