@@ -261,7 +261,7 @@ def _by_settings(
 def _by_alpha(term: Term, keys: Mapping[str, str], weights: WeightsHeader) -> float:
     """alpha / rank of a layer; a missing alpha, or one of 0, is the rank."""
     alpha, scalar = _settle_alpha(keys, weights)
-    if term.algorithm == "lokr" and {"lokr_w1", "lokr_w2"} <= set(term.shapes):
+    if term.algorithm == "lokr" and term.rank == 0:
         return scalar  # both factors are whole, so there is no rank, and LyCORIS ignores alpha
     return scalar * ((alpha or term.rank) / term.rank)
 

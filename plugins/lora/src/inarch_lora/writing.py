@@ -103,7 +103,7 @@ def write(
     own = {a: edge for a, edge in edges.items() if isinstance(edge, SiteEdge)}
     for address in own:
         term = saved.terms[address]
-        if term.start and saved.format != "peft":
+        if term.start and saved.format == "kohya":
             raise _no_place(saved.format, f"it can't say what `{address}` started from")
         paired = len(term.shapes.get("lokr_w2", ())) == 3
         if paired and term.flat_kron != (saved.format == "peft"):
@@ -156,14 +156,15 @@ def _diffusers(
             for a, v in alphas.items()
             if a.startswith(f"{tree}.")
         }
-        magnitudes = [a for a in alphas if a.startswith(f"{tree}.")]
+        own = [a for a in alphas if a.startswith(f"{tree}.")]
         settings = {
             **peft_format.ranks(inside, "lora_alpha"),
             "peft_type": "LORA",
             "target_modules": sorted(inside),
             "lora_dropout": saved.settings.get("lora_dropout", 0.0),
             "use_rslora": bool(saved.settings.get("use_rslora")),
-            "use_dora": any(saved.terms[a].decompose == "peft" for a in magnitudes),
+            "use_dora": any(saved.terms[a].decompose == "peft" for a in own),
+            "init_lora_weights": next((saved.terms[a].start for a in own), "") or True,
         }
         metadata |= {f"{tree}.{name}": value for name, value in settings.items()}
     text = {DIFFUSERS_METADATA: json.dumps(metadata, indent=2, sort_keys=True)}
@@ -185,9 +186,11 @@ def _kohya(
             )
         if name in _CORES and value.dim() > _dims(edges, address):
             value = value.squeeze(-1)
+        if name == "lokr_w1" and _unscaled(saved.terms[address]):
+            value = value * saved.terms[address].scaling
         tensors[f"{saved.flat[address]}.{_KOHYA.get(name, name)}"] = value
     for address, (rank, alpha) in _alphas(saved, edges).items():
-        if rank:
+        if rank and not _unscaled(saved.terms[address]):
             tensors[f"{saved.flat[address]}.alpha"] = torch.tensor(float(alpha))
     ranks = [rank for rank, _ in _alphas(saved, edges).values() if rank]
     plain = all(saved.terms[a].algorithm == "lora" for a in edges)
@@ -221,6 +224,11 @@ def _alphas(saved: Saved, edges: Mapping[str, SiteEdge]) -> dict[str, tuple[int,
             alpha = term.scaling * root
             found[address] = (rank, alpha if saved.format == "kohya" else _whole(alpha))
     return found
+
+
+def _unscaled(term: Term) -> bool:
+    """Whether LyCORIS ignores alpha: two whole factors have no rank."""
+    return {"lokr_w1", "lokr_w2"} <= set(term.shapes)
 
 
 def _layer(edge: SiteEdge) -> str:
