@@ -63,6 +63,7 @@ def saved(
     path: Path,
     *,
     xl: bool = False,
+    refiner: bool = False,
     seed: int = 0,
     scheduler: dict[str, Any] | None = None,
     scale: float = 1.0,
@@ -83,13 +84,18 @@ def saved(
         "scheduler": diffusers.DDIMScheduler(**{**SCHEDULER, **(scheduler or {})}),
     }
     own: dict[str, Any] = {}
-    if xl:
+    if xl or refiner:
         wide = transformers.CLIPTextConfig(**{**TEXT, **ends, "hidden_act": "gelu"})
         second = transformers.CLIPTextModelWithProjection(wide)
         parts |= {"text_encoder_2": randomised(second, seed + 3), "tokenizer_2": tokenizer}
         own = {**XL, "cross_attention_dim": 24}
         kind = diffusers.StableDiffusionXLPipeline
-    else:
+    if refiner:
+        parts |= {"text_encoder": None, "tokenizer": None, "requires_aesthetics_score": True}
+        parts["force_zeros_for_empty_prompt"] = False
+        own |= {"cross_attention_dim": 12, "projection_class_embeddings_input_dim": 10 + 5 * 6}
+        kind = diffusers.StableDiffusionXLImg2ImgPipeline
+    if not (xl or refiner):
         parts |= {"safety_checker": None, "feature_extractor": None}
         kind = diffusers.StableDiffusionPipeline
     theirs = diffusers.UNet2DConditionModel(**{**SMALL, **own, **settings})
@@ -114,7 +120,5 @@ def pipeline(path: Path, task: str = "text_to_image", **settings: Any) -> Any:
     for name in ("text_encoder", "text_encoder_2"):
         encoder = getattr(made, name, None)
         if encoder is not None and not hasattr(encoder, "text_model"):
-            encoder.__dict__["text_model"] = (
-                encoder  # diffusers looks there; transformers 5 doesn't
-            )
+            encoder.__dict__["text_model"] = encoder  # where diffusers looks for its norm
     return made

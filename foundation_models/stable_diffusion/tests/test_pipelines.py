@@ -26,6 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "v": {"scheduler": {"prediction_type": "v_prediction"}, "seed": 5},
         "inpainting": {"in_channels": 9},
         "xl inpainting": {"xl": True, "in_channels": 9},
+        "refiner": {"refiner": True},
     }
     root = tmp_path_factory.mktemp("pipelines")
     return {name: saved(root / name, **settings) for name, settings in made.items()}
@@ -136,6 +137,12 @@ def test_image_to_image_equals_diffusers(
     image, _ = pictures()
     given = {"strength": strength, "guidance": 4.0, "image": image}
     check(*both(folders[name], "image_to_image", scheduler, **given))
+
+
+def test_the_refiner_is_told_a_score_instead_of_a_size(folders: dict[str, Path]) -> None:
+    image, _ = pictures()
+    given = {"strength": 0.35, "guidance": 4.0, "image": image}
+    check(*both(folders["refiner"], "image_to_image", "EulerDiscreteScheduler", **given))
 
 
 @pytest.mark.parametrize("name", ["sd1", "xl", "inpainting", "xl inpainting"])

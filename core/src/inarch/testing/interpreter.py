@@ -117,4 +117,4 @@ def call(
     needs = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     bound = getattr(function, "keywords", {})
     value = function(*x, **{name: scope[name] for name in needs if name not in bound})
-    return value if isinstance(value, tuple) else (value,)
+    return value if type(value) is tuple else (value,)
