@@ -1,1 +1,1 @@
-"""LoRA for inarch: PEFT folders read and written, training included."""
+"""LoRA and its relatives for inarch: PEFT, diffusers and kohya files read and written."""
