@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 import inarch
 from inarch.adapters import Model
 from inarch.nn import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "foundation_models/stable_diffusion/tests"))
 
 WORDS = ("cat", "dog", "photo", "shelf")
 
