@@ -477,3 +477,63 @@ def test_only_the_trees_of_the_file_are_edited(small: Pipeline, tmp_path: Path) 
     assert {edit.address for edit in adapted.adapters["lora"].edits} == set(layers)
     for name in small.encoders():
         assert adapted.trees[name] is small.ours.trees[name]
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "full"])
+def test_a_network_of_lycoris_lands_on_the_unet(algorithm: str, tmp_path: Path) -> None:
+    lycoris = pytest.importorskip("lycoris")
+    pipeline = Pipeline(xl=False)
+    preset = {"target_module": ["Transformer2DModel", "ResnetBlock2D"], "target_name": []}
+    lycoris.LycorisNetwork.apply_preset(preset)
+    network = lycoris.create_lycoris(
+        pipeline.theirs.unet, 1.0, linear_dim=2, linear_alpha=1.0, algo=algorithm, train_norm=True
+    )
+    network.apply_to()
+    for parameter in network.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    file = write(network.state_dict(), tmp_path / "file.safetensors")
+    keys = load_file(file)
+    assert any(key.endswith("w_norm") for key in keys)
+    adapted = pipeline.ours.adapt(inarch.adapter("lora", weights=file))
+    assert len(adapted.adapters["lora"].edits) == len({key.partition(".")[0] for key in keys})
+    same({"unet": pipeline.outputs(adapted)["unet"]}, {"unet": pipeline.outputs()["unet"].detach()})
+
+
+def test_settings_in_the_header_are_each_parts_own(pipeline: Pipeline, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    from diffusers.utils import convert_state_dict_to_diffusers
+
+    kinds = {"unet": ["to_q", "ff.net.2", "conv1"], "text_encoder": ["q_proj", "fc1"]}
+    parts: dict[str, Any] = {}
+    for name, targets in kinds.items():
+        config = peft.LoraConfig(
+            r=3, lora_alpha=5, target_modules=targets, alpha_pattern={targets[0]: 2}
+        )
+        module = getattr(pipeline.theirs, name)
+        peft.inject_adapter_in_model(config, module)
+        for key, parameter in module.named_parameters():
+            if "lora_" in key:
+                parameter.data.normal_(std=0.3)
+        state = peft.get_peft_model_state_dict(module, adapter_name="default")
+        config.target_modules = sorted(config.target_modules)
+        parts[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(state)
+        parts[f"{name}_lora_adapter_metadata"] = {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in config.to_dict().items()
+        }
+    type(pipeline.theirs).save_lora_weights(tmp_path, **parts)
+    adapted = pipeline.ours.adapt(inarch.adapter("lora", weights=tmp_path))
+    same(pipeline.outputs(adapted), pipeline.outputs())
+
+
+def test_a_unets_own_file_is_read(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    pipeline = Pipeline(xl=False)
+    unet = pipeline.theirs.unet
+    unet.add_adapter(peft.LoraConfig(r=3, lora_alpha=7, target_modules=["to_v", "proj_out"]))
+    for key, parameter in unet.named_parameters():
+        if "lora_" in key:
+            parameter.data.normal_(std=0.3)
+    unet.save_lora_adapter(tmp_path, adapter_name="default")
+    adapted = pipeline.ours.adapt(inarch.adapter("lora", weights=tmp_path))
+    same(pipeline.outputs(adapted), pipeline.outputs())

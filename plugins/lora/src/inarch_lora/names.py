@@ -89,7 +89,14 @@ class Names:
 
     def near(self, name: str) -> list[str]:
         """Names of layers that look like this one."""
-        return difflib.get_close_matches(name.removeprefix(PEFT), list(self._table), 2, 0.6)
+        wanted = name.removeprefix(PEFT)
+        start = wanted
+        while start:  # comparing with all of the tens of thousands of names would take long
+            alike = [known for known in self._table if known.startswith(start)]
+            if alike:
+                return difflib.get_close_matches(wanted, alike[:500], 2, 0.6)
+            start = start[: len(start) * 3 // 4]
+        return difflib.get_close_matches(wanted, list(self._table)[:500], 2, 0.6)
 
 
 def _readings(path: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from inarch_lora.terms import Algorithm, Format, Term
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 _READ = ("alpha", "scalar")
+_WHOLE_FILE = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ def read(weights: WeightsHeader, sites: SiteView) -> Reading:
     terms: list[Term] = []
     for address, (name, keys) in found.items():
         tree = sites.all[address].tree
-        settings = weights.settings or metadata.get(tree, {})
-        path = address.removeprefix(f"{tree}.") if tree else address
+        settings = weights.settings or metadata.get(tree) or metadata.get(_WHOLE_FILE, {})
+        path = name.removeprefix(peft_format.PREFIX).removeprefix(f"{tree}.")
         terms.append(_term(address, path, name, keys, weights, settings))
     form: Format = "peft"
     if not weights.settings:
@@ -135,8 +136,11 @@ def _metadata(weights: WeightsHeader) -> dict[str, dict[str, Any]]:
     try:
         entries: dict[str, Any] = json.loads(text)
         for name, value in entries.items():
-            component, _, setting = name.partition(".")
-            settings.setdefault(component, {})[setting] = value
+            component, mark, setting = name.partition(".")
+            if mark:
+                settings.setdefault(component, {})[setting] = value
+            else:  # a single model's file, as its own `save_lora_adapter` writes it
+                settings.setdefault(_WHOLE_FILE, {})[name] = value
     except (ValueError, AttributeError):
         raise InarchError(
             "IA426",
