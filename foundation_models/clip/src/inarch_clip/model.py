@@ -18,6 +18,7 @@ from inarch.weights import Checkpoint
 from inarch_clip.checkpoint import ClipCheckpoint
 from inarch_clip.config import ClipConfig, TextConfig, parse
 from inarch_clip.images import ImageProcessor, Picture
+from inarch_clip.states import with_hidden
 from inarch_clip.tokens import ClipTokenizer
 from inarch_clip.tree import clip
 
@@ -203,6 +204,23 @@ class Clip(Model):
                 "IA542", "there is no image", why="the list is empty", remedy="pass at least one"
             )
         return self._pixels(self.image_processor(given).to(self.device, self.dtype))
+
+    @torch.inference_mode()
+    def image_states(self, pixel_values: Tensor, *, early: int = 1) -> Tensor:
+        """The states of patches before the last layers, which image models read.
+
+        Args:
+            pixel_values: as `pixels` gives them.
+            early: how many layers are left out.
+
+        Returns:
+            [images, 1 + patches, width], unnormed.
+
+        Raises:
+            InarchError: IA506 without a vision tower, IA541 where there are not so many layers.
+        """
+        tree = with_hidden(self.vision_tree, early, tower="vision_model")
+        return tree(self._pixels(pixel_values))[-1]
 
     @torch.inference_mode()
     def classify(

@@ -1,0 +1,1 @@
+"""IP-Adapter for inarch: image models that are prompted by pictures."""
