@@ -45,3 +45,32 @@ def test_the_script_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert done.stdout.strip() == shown.group(1).strip()
+
+
+def steady(text: str) -> str:
+    """Without what differs from one machine or release to the next."""
+    text = re.sub(r"inarch-stack1:[0-9a-f]{64}", "DIGEST", text)
+    return re.sub(r"of [\d,.]+ MiB free", "of FREE", text)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("smollm2")
+def test_the_refused_stack_of_the_readme_is_refused_cured_planned_and_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = README.partition("## A stack that is refused")[2].partition("\n## ")[0]
+    stack, console = re.findall(r"```(?:toml|console)\n(.*?)```", section, re.S)
+    (tmp_path / "stack.toml").write_text(stack)
+    monkeypatch.setenv("COLUMNS", "80")
+    for part in re.split(r"^\$ inarch ", console, flags=re.M)[1:]:
+        command, _, shown = part.partition("\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "inarch", *command.split()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert steady(done.stdout).split() == steady(shown).split(), command
+        refused = "error[" in shown
+        assert done.returncode == (1 if refused else 0), command

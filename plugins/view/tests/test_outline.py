@@ -7,8 +7,11 @@ import re
 from typing import Any
 
 import inarch
+from inarch import InarchError
+from inarch.plugins.index import Finding
+from inarch.resolve import resolve
 from inarch.tree import Edit
-from inarch_view.account import accounts_of, inputs_of
+from inarch_view.account import accounts_of, inputs_of, operations_of
 from inarch_view.graph import dot, mermaid
 from inarch_view.notebook import fragment
 from inarch_view.outline import outlines, roles_of
@@ -87,3 +90,17 @@ def test_scale_is_shown_as_it_is_now(base: Any) -> None:
     model = base.adapt(inarch.adapter("lora", name="a", scale=0.5))
     model.adapters["a"].scale = 0.25
     assert accounts_of(model, {})[0].scale == 0.25
+
+
+def test_plans_errors_and_findings_show_themselves_in_notebooks(base: Any) -> None:
+    plan = resolve(base, inarch.adapter("lora", name="one"), inarch.adapter("lora", name="two"))
+    assert plan._repr_html_().startswith("<details")
+    assert "either order is the same program" in plan._repr_html_()
+    error = InarchError("IA402", "a <b> matches nothing", where="here", remedy="name another")
+    assert "a &lt;b&gt; matches nothing" in error._repr_html_()
+    assert Finding("IA302", "pkg", "malformed")._repr_html_().startswith("<details")
+
+
+def test_added_operations_are_two_for_each_layer_of_a_lora(model: Any) -> None:
+    assert operations_of(model, "pirate") >= 2 * 12
+    assert operations_of(model, "terse") >= 2 * 8

@@ -9,7 +9,9 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from inarch_view.page import page
+import inarch
+from inarch.resolve import resolve
+from inarch_view.page import page, plan_page
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_an_input_shows_where_it_flows(opened: Any) -> None:
     buttons = opened.find_elements(By.CSS_SELECTOR, "#inputs button")
     next(one for one in buttons if one.text == "positions").click()
     flowing = opened.find_elements(By.CSS_SELECTOR, ".row.flow .text")
-    assert any("Rotary" in one.text for one in flowing)
+    assert any("use positions" in one.text for one in flowing)
 
 
 def test_the_keyboard_moves_folds_and_searches(opened: Any) -> None:
@@ -128,6 +130,29 @@ def test_light_and_dark_differ(opened: Any, shots: Path) -> None:
     opened.find_element(By.ID, "theme").click()
     opened.save_screenshot(str(shots / "other-theme.png"))
     assert ground() != first
+
+
+def test_a_plan_shows_every_pair_and_its_reason(
+    browser: Any, base: Any, tmp_path: Path, shots: Path
+) -> None:
+    plan = resolve(
+        base,
+        inarch.adapter("lora", name="one", targets=["mlp.up"]),
+        inarch.adapter("lora", name="two", targets=["mlp.*"]),
+        inarch.adapter("lora", name="three", targets=["attention.key"]),
+    )
+    file = tmp_path / "plan.html"
+    file.write_text(plan_page(plan), "utf-8")
+    browser.set_window_size(1300, 900)
+    browser.get(file.as_uri())
+    cells = browser.find_elements(By.CSS_SELECTOR, "#matrix button")
+    assert len(cells) == 6
+    next(c for c in cells if c.get_attribute("title").startswith("one and two")).click()
+    assert "each adds" in panel(browser)
+    browser.find_element(By.CSS_SELECTOR, "#panel summary").click()
+    assert "model.layers.{0-3}.mlp.up_proj x4" in panel(browser)
+    browser.save_screenshot(str(shots / "plan.png"))
+    assert browser.get_log("browser") == []
 
 
 def test_three_thousand_modules_open_within_a_second(

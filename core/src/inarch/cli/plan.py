@@ -10,6 +10,7 @@ import click
 from inarch.cli.output import Output, json_option
 
 if TYPE_CHECKING:
+    from inarch.resolve.meeting import Verdict
     from inarch.resolve.plan import Plan
     from inarch.resolve.proof import Proof
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("stack")
 @click.option("--with", "extra", metavar="ADAPTER[=SCALE]", multiple=True, help="Adapt with this.")
 @click.option("-o", "--output", "out", type=click.Path(dir_okay=False), help="Write the plan here.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page.")
 @click.option("--device", default="cpu", show_default=True, help="Where it is to run.")
 @click.option("--dtype", help="Such as bfloat16; the file's own by default.")
 @click.option("--no-proof", is_flag=True, help="Don't run the model's examples.")
@@ -26,6 +28,7 @@ def plan(
     stack: str,
     extra: tuple[str, ...],
     out: str | None,
+    html: Path | None,
     device: str,
     dtype: str | None,
     no_proof: bool,
@@ -46,6 +49,11 @@ def plan(
     if out is not None:
         Path(out).write_text(made.to_json(), "utf-8")
     output = Output(as_json, "plan")
+    if html is not None:
+        from inarch.cli.tree import drawn
+
+        html.write_text(drawn(made, "page"), "utf-8")
+        output.note(f"wrote {html}")
     if as_json:
         output.envelope(made.as_dict())
         return
@@ -71,7 +79,7 @@ def _print(plan: Plan, output: Output) -> None:
     if verdicts:
         click.echo()
         words = {"commute": "either order", "ordered": "ordered", "user": "your order"}
-        pairs = [(f"{v.a}, {v.b}", words[v.word], f"{v.reason} ({_at(v.at)})") for v in verdicts]
+        pairs = [(f"{v.a}, {v.b}", words[v.word], f"{v.reason} ({_at(v)})") for v in verdicts]
         output.table(("pair", "verdict", "why"), pairs)
     if plan.proof is not None:
         _print_proof(plan.proof, output)
@@ -102,9 +110,10 @@ def _made(edits: dict[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in edits.items())
 
 
-def _at(at: tuple[str, ...]) -> str:
-    more = f" and {len(at) - 1} more" if len(at) > 1 else ""
-    return f"at {next(iter(at), '') or 'the root'}{more}"
+def _at(verdict: Verdict) -> str:
+    """Where two meet, or where that decides."""
+    count = (verdict.deciding or len(verdict.at)) - 1
+    return f"at {verdict.at[0] or 'the root'}" + (f" and {count} more" if count else "")
 
 
 def _mib(size: int) -> str:

@@ -91,7 +91,9 @@ def run(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Generate text with a MODEL (a checkpoint's id or path) or a stack file.
+    """Generate text with a MODEL (a checkpoint's id or path), a stack file, or a plan.
+
+    A plan, as `inarch plan -o plan.json` writes it, is applied whole, or refused where it is stale.
 
     A model of another task has options of its own: inarch run MODEL --help
 

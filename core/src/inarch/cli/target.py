@@ -20,17 +20,26 @@ def opened(
     """The base and the adapted model of a checkpoint, or of a stack file, with `extra` adapters.
 
     Args:
-        name: what `inarch.load` takes, or a stack file.
+        name: what `inarch.load` takes, a stack file, or a plan that `inarch plan -o` wrote.
         extra: `pirate`, or with a scale `pirate=0.5`.
         device: as torch names it.
         dtype: of the weights.
 
     Raises:
-        InarchError: IA703 for a stack that names no model or an id that has no weights.
+        InarchError: IA703 for a stack that names no model or an id that has no weights, IA802 for
+            a plan that is stale.
     """
-    source, specs = wanted(name, extra)
     from inarch.loading import load
 
+    if name.endswith(".json"):
+        from inarch.resolve.plan import Plan, read_plan
+
+        plan: Plan = read_plan(Path(name))
+        base = load(plan.model.source, device=device, dtype=dtype)
+        adapted = plan.apply(base)
+        more = [_spec(text) for text in extra]
+        return base, adapted.adapt(*more) if more else adapted
+    source, specs = wanted(name, extra)
     base = load(source, device=device, dtype=dtype)
     return base, base.adapt(*specs) if specs else base
 

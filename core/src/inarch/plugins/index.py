@@ -45,6 +45,12 @@ class Finding(msgspec.Struct, frozen=True):
     where: str = ""
     remedy: str = ""
 
+    def _repr_html_(self) -> str | None:
+        """How notebooks show it, where a package that draws is installed."""
+        from inarch.plugins.hooks import picture
+
+        return picture(self, "fragment")
+
 
 class Index(msgspec.Struct):
     """All that the installed packages say of themselves, by id."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inarch.resolve.arrange import Order as Order
-    from inarch.resolve.arrange import arrange as arrange
     from inarch.resolve.meeting import Verdict as Verdict
     from inarch.resolve.plan import Plan as Plan
     from inarch.resolve.plan import resolve as resolve
@@ -22,12 +21,11 @@ _PUBLIC = {
     "Order": "inarch.resolve.arrange",
     "Refused": "inarch.resolve.refusal",
     "Verdict": "inarch.resolve.meeting",
-    "arrange": "inarch.resolve.arrange",
     "resolve": "inarch.resolve.plan",
     "schema": "inarch.resolve.plan",
 }
 
-__all__ = ["Order", "Plan", "Refused", "Verdict", "arrange", "resolve", "schema"]
+__all__ = ["Order", "Plan", "Refused", "Verdict", "resolve", "schema"]
 
 
 def __getattr__(name: str) -> Any:

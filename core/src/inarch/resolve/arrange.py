@@ -20,6 +20,7 @@ from inarch.resolve.declared import Party, Precedence, circle_error, misnamed, p
 from inarch.resolve.footprint import Footprint, Grounds, footprint
 from inarch.resolve.meeting import Meeting, Verdict, meet
 from inarch.resolve.refusal import refuse
+from inarch.stack import AdapterSpec
 from inarch.tree import Chain, Edit
 
 _SHOWN = 3
@@ -30,6 +31,8 @@ class Edited(Party, Protocol):
 
     @property
     def edits(self) -> tuple[Edit, ...]: ...
+    @property
+    def spec(self) -> AdapterSpec: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +150,21 @@ def _verdict(
     reason = meeting.reason.replace("{a}", f"`{a}`").replace("{b}", f"`{b}`")
     at = meeting.at
     if not meeting.matters:
-        return Verdict(a, b, "commute", reason, at)
+        return Verdict(a, b, "commute", reason, at, meeting.deciding)
     if not meeting.forward and not meeting.backward:
-        return Verdict(a, b, "conflict", reason, at)
+        return Verdict(a, b, "conflict", reason, at, meeting.deciding)
     forward = b in after.get(a, ())
     if not forward and a not in after.get(b, ()):
-        return Verdict(a, b, "undecided", reason, at)
+        return Verdict(a, b, "undecided", reason, at, meeting.deciding)
     first, second = (a, b) if forward else (b, a)
     way = graph.path(first, second, follows)
     steps = [said_by(x, y, said) for x, y in pairwise(way)]
     why = "; ".join(dict.fromkeys(step.why for step in steps))
     if not (meeting.forward if forward else meeting.backward):
         text = f"{reason}; so `{first}` can't come before `{second}`, as {why}"
-        return Verdict(first, second, "conflict", text, at)
+        return Verdict(first, second, "conflict", text, at, meeting.deciding)
     word = "user" if any(step.user for step in steps) else "ordered"
-    return Verdict(first, second, word, f"{reason}; {why}", at)
+    return Verdict(first, second, word, f"{reason}; {why}", at, meeting.deciding)
 
 
 def _disjoint(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, int]]:
@@ -194,7 +197,7 @@ def _impossible(verdicts: Sequence[Verdict], pairs: _Pairs) -> list[InarchError]
                 f"`{verdict.a}` and `{verdict.b}` can't be in one stack"
                 + ("" if meeting.forward == meeting.backward else " in this order"),
                 where=_place(verdict.at),
-                why=verdict.reason + _at(verdict.at) + _and_more(more, "conflict"),
+                why=verdict.reason + _at(verdict) + _and_more(more, "conflict"),
                 remedy=cure,
             )
         )
@@ -213,10 +216,13 @@ def _open(
         a, b = members[verdict.a], members[verdict.b]
         meeting = pairs.meeting(a, b)
         first, second = (a, b) if meeting.forward else (b, a)
-        lines = [verdict.reason + _at(verdict.at), *_either(grounds, verdict, a, b)]
+        lines = [verdict.reason + _at(verdict), *_either(grounds, verdict, a, b)]
         cure = f'after = ["{first.name}"] in the table of `{second.name}`'
         if meeting.forward and meeting.backward:
             cure += f', or after = ["{second.name}"] in that of `{first.name}`'
+        file = second.spec.where.rpartition(": ")[0]
+        if file:
+            cure = f"inarch order {file} {second.name} --after {first.name}\nwhich is {cure}"
         problems.append(
             InarchError(
                 "IA407",
@@ -248,8 +254,8 @@ def _place(at: Sequence[str]) -> str:
     return at[0] if at else ""
 
 
-def _at(at: Sequence[str]) -> str:
-    return f", at {len(at)} sites" if len(at) > 1 else ""
+def _at(verdict: Verdict) -> str:
+    return f", at {verdict.deciding} sites" if verdict.deciding > 1 else ""
 
 
 def _and_more(count: int, word: str) -> str:

@@ -28,6 +28,7 @@ class Meeting:
         forward: whether the first may come before the second.
         backward: whether the second may come before the first.
         reason: the facts, as a clause with {a} and {b} for the two.
+        deciding: at how many addresses, the first of `at`, the order matters.
     """
 
     at: tuple[str, ...]
@@ -35,6 +36,7 @@ class Meeting:
     forward: bool = True
     backward: bool = True
     reason: str = ""
+    deciding: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Verdict:
         word: `commute`, `ordered` by a manifest, `user` for the user's order; a plan that was
             refused has `conflict` and `undecided` too.
         reason: one clause that says why.
-        at: the addresses where they meet, sorted.
+        at: the addresses where they meet, those that decide first, else sorted.
+        deciding: at how many of them the order matters.
     """
 
     a: str
@@ -55,6 +58,7 @@ class Verdict:
     word: Word
     reason: str
     at: tuple[str, ...]
+    deciding: int = 0
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -62,6 +66,7 @@ class Verdict:
             "verdict": self.word,
             "reason": self.reason,
             "at": list(self.at),
+            "deciding": self.deciding,
         }
 
 
@@ -84,6 +89,7 @@ def meet(a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]) ->
         all(f.forward for f in facts),
         all(f.backward for f in facts),
         "; ".join(dict.fromkeys(f.reason for f in facts)),
+        len(decisive),
     )
 
 

@@ -18,6 +18,7 @@ from inarch.adapters.asks import asks_of
 from inarch.adapters.graft import Draft, installed
 from inarch.adapters.member import Member
 from inarch.errors import InarchError
+from inarch.plugins.hooks import picture
 from inarch.plugins.index import Finding
 from inarch.resolve.arrange import arranged
 from inarch.resolve.digest import digest, identity
@@ -138,6 +139,10 @@ class Plan:
         """The plan as a JSON document; `Plan.from_json` reads it again."""
         return json.dumps(self.as_dict(), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
 
+    def _repr_html_(self) -> str | None:
+        """How notebooks show it, where a package that draws is installed."""
+        return picture(self, "fragment")
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
         """Read a plan that `to_json` wrote.
@@ -158,7 +163,10 @@ class Plan:
             read.model,
             tuple(by_name[name] for name in read.order),
             tuple(map(tuple, read.layers)),
-            tuple(Verdict(*v.pair, v.verdict, v.reason, tuple(v.at)) for v in read.verdicts),
+            tuple(
+                Verdict(*v.pair, v.verdict, v.reason, tuple(v.at), v.deciding)
+                for v in read.verdicts
+            ),
             read.digest,
             read.proof,
             tuple(read.findings),
@@ -227,6 +235,22 @@ def resolve(
     )
 
 
+def read_plan(path: Path) -> Plan:
+    """Read a plan's file.
+
+    Raises:
+        InarchError: IA803.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise _no_plan(error.strerror or str(error), str(path)) from None
+    try:
+        return Plan.from_json(text)
+    except InarchError as error:
+        raise _no_plan(error.why, str(path)) from None
+
+
 def schema() -> dict[str, Any]:
     """The JSON schema of a plan (draft 2020-12)."""
     return json.loads(files("inarch.resolve").joinpath("plan.schema.json").read_text("utf-8"))
@@ -237,6 +261,7 @@ class _Said(msgspec.Struct):
     verdict: Any
     reason: str
     at: list[str]
+    deciding: int
 
 
 class _File(msgspec.Struct):
@@ -372,7 +397,11 @@ def _stale(facts: Sequence[str]) -> InarchError:
     )
 
 
-def _no_plan(why: str) -> InarchError:
+def _no_plan(why: str, where: str = "") -> InarchError:
     return InarchError(
-        "IA803", "this is no plan", why=why, remedy="make one: inarch plan STACK -o plan.json"
+        "IA803",
+        "this is no plan",
+        where=where,
+        why=why,
+        remedy="make one: inarch plan STACK -o plan.json",
     )

@@ -7,6 +7,7 @@ from collections import Counter
 import msgspec
 
 from inarch.adapters import Member, Model
+from inarch.resolve.proof import prove
 from inarch.tree.diff import folded
 
 
@@ -23,6 +24,7 @@ class Account(msgspec.Struct):
         edits: how many of each kind.
         roles: of the sites it edited, as the model calls them.
         reads: the addresses it was made from, folded.
+        operations: that it adds to one forward of each tree; None where the model has no example.
     """
 
     name: str
@@ -54,6 +56,15 @@ class Input(msgspec.Struct):
 def accounts_of(model: Model, roles: dict[str, list[str]]) -> list[Account]:
     """The adapters of a model, in their order."""
     return [_account(member, roles) for member in model.adapters]
+
+
+def operations_of(model: Model, name: str) -> int | None:
+    """How many tensor operations one adapter adds to a forward of each tree, on its own."""
+    alone = model.without(*(other for other in model.adapters.names if other != name))
+    runs = {run.tree: run for run in reversed(prove(alone, (), (name,))[0].runs)}
+    if not runs or model.adapters[name].merged:
+        return None
+    return sum(run.operations - run.operations_before for run in runs.values())
 
 
 def _account(member: Member, roles: dict[str, list[str]]) -> Account:

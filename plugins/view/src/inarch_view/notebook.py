@@ -6,6 +6,9 @@ from html import escape
 
 from inarch.adapters import Model
 from inarch.cli.colours import LIGHT
+from inarch.errors import InarchError
+from inarch.plugins.index import Finding
+from inarch.resolve import Plan
 from inarch_view.account import accounts_of
 from inarch_view.outline import Line, outlines, roles_of
 
@@ -27,6 +30,42 @@ def fragment(model: Model) -> str:
     return (
         f'<details style="{_CODE}"><summary>{head}</summary>'
         f'<div style="margin:4px 0 4px 12px">{rows}</div>{trees}</details>'
+    )
+
+
+def plan_fragment(plan: Plan) -> str:
+    """A plan as a fold: the order in its line, the reason for each pair inside."""
+    places = {name: i for i, name in enumerate(plan.order)}
+    layers = " &rarr; ".join(
+        " &middot; ".join(_coloured(name, places) for name in layer) for layer in plan.layers
+    )
+    rows = "".join(
+        f"<div>{_coloured(v.a, places)} and {_coloured(v.b, places)}: "
+        f"{escape(v.word)}, {escape(v.reason)}</div>"
+        for v in plan.verdicts
+    )
+    return (
+        f'<details style="{_CODE}"><summary><b>Plan</b> {layers or "of nothing"}</summary>'
+        f'<div style="margin:4px 0 4px 12px">{rows}<div>digest {escape(plan.digest)}</div></div>'
+        "</details>"
+    )
+
+
+def finding_fragment(finding: InarchError | Finding) -> str:
+    """What is wrong as a fold: the sentence in its line, where, why and the cure inside."""
+    parts = [
+        f"<div>{word}: {escape(text)}</div>"
+        for word, text in (
+            ("where", finding.where),
+            ("why", getattr(finding, "why", "")),
+            ("help", finding.remedy),
+        )
+        if text
+    ]
+    code = f'<b style="color:#{LIGHT[6]}">{escape(finding.code)}</b>'
+    return (
+        f'<details style="{_CODE}"><summary>{code} {escape(finding.what)}</summary>'
+        f'<div style="margin-left:12px;white-space:pre-wrap">{"".join(parts)}</div></details>'
     )
 
 

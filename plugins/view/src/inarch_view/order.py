@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from inarch.adapters import Model
+from inarch.resolve import Verdict
 from inarch.tree.diff import folded
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -16,14 +17,25 @@ def order_of(model: Model) -> dict[str, Any] | None:
     """Names in canonical order, layers, verdicts and the digest; None without two adapters."""
     if len(model.adapters) < 2:
         return None
+    order = model.order
+    return order_facts(order.names, order.layers, order.verdicts, model.digest)
+
+
+def order_facts(
+    names: Sequence[str],
+    layers: Sequence[Sequence[str]],
+    verdicts: Iterable[Verdict],
+    digest: str,
+) -> dict[str, Any]:
+    """An order as plain data, with the addresses where pairs meet folded."""
     return {
-        "names": model.order.names,
-        "layers": model.order.layers,
+        "names": names,
+        "layers": layers,
         "verdicts": [
             {"a": v.a, "b": v.b, "word": v.word, "reason": v.reason, "at": folded_places(v.at)}
-            for v in model.order.verdicts
+            for v in verdicts
         ],
-        "digest": model.digest,
+        "digest": digest,
     }
 
 

@@ -12,8 +12,9 @@ from markupsafe import Markup
 import inarch
 from inarch.adapters import Model
 from inarch.cli.colours import DARK, LIGHT
-from inarch_view.account import accounts_of, inputs_of
-from inarch_view.order import order_of
+from inarch.resolve import Plan
+from inarch_view.account import accounts_of, inputs_of, operations_of
+from inarch_view.order import order_facts, order_of
 from inarch_view.outline import outlines, roles_of
 
 _PARTS = files("inarch_view") / "page"
@@ -37,12 +38,40 @@ def facts(model: Model, title: str) -> dict[str, Any]:
     return {
         "title": title,
         "version": inarch.__version__,
-        "adapters": accounts_of(model, roles_of(model)),
+        "adapters": [
+            msgspec.structs.replace(one, operations=operations_of(model, one.name))
+            for one in accounts_of(model, roles_of(model))
+        ],
         "order": order_of(model),
         "inputs": inputs_of(model),
         "trees": trees,
         "sources": sources.all(),
     }
+
+
+def plan_page(plan: Plan) -> str:
+    """The page of a plan: its members, and a matrix of every pair with the reason."""
+    data = {
+        "title": f"Plan of {', '.join(plan.order) or 'an empty stack'}",
+        "version": inarch.__version__,
+        "adapters": [
+            {
+                "name": member.name,
+                "kind": member.kind,
+                "scale": member.scale,
+                "edits": member.edits,
+                "parameters": member.parameters,
+                "inputs": member.inputs,
+                "asks": member.asks,
+            }
+            for member in plan.members
+        ],
+        "order": order_facts(plan.order, plan.layers, plan.verdicts, plan.digest),
+        "proof": plan.proof,
+        "model": plan.model,
+        "findings": plan.findings,
+    }
+    return rendered("plan", data)
 
 
 def rendered(view: str, data: dict[str, Any]) -> str:
