@@ -56,7 +56,10 @@ def run(step: Any, x: Values, scope: Scope, exports: Scope, chain: Chain) -> Val
         case Weight():
             return (chain.get_parameter(step.name),)
         case Let():
-            bound = dict(zip(step.names, go(step.step, x), strict=True))
+            given = go(step.step, x)
+            if len(step.names) == 1 and len(given) > 1:
+                given = (given,)  # one value that is a tuple, such as a size
+            bound = dict(zip(step.names, given, strict=True))
             scope.update(bound)
             exports.update(bound if isinstance(step, Export) else {})
             return x
