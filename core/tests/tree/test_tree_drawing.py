@@ -377,3 +377,24 @@ def test_a_parameter_of_its_own_is_named_in_the_checkpoint_and_bound_in_the_sour
     x = torch.randn(2, 3)
     assert torch.equal(doubled(x), tree.layer(x) + 2)
     assert doubled.token is tree.token
+
+
+def test_a_chain_drawn_before_is_named_and_not_drawn_again() -> None:
+    def block(width: int, extra: bool = False) -> Chain:
+        steps = [(f"layer_{i}", nn.Linear(width, width)) for i in range(6 + extra)]
+        return Chain(*steps)
+
+    tree = Chain(
+        first=block(2), out=torch.sin, second=block(2), third=block(3), fourth=block(2, True)
+    )
+    lines = repr(tree).splitlines()
+    assert lines[1] == "├─ first: Chain"
+    assert lines[9:11] == [
+        "├─ second: Chain, as first",
+        "├─ third: Chain, as first in other sizes",
+    ]
+    assert lines[11] == "└─ fourth: Chain"
+    edited = tree.edit([Edit.add("second.layer_0", nn.Linear(2, 2), "a")])
+    drawn = repr(edited)
+    assert "second: Chain\n" in drawn
+    assert "[a]" in drawn

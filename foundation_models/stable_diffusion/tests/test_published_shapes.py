@@ -82,6 +82,7 @@ def test_a_unet_has_every_key_and_shape_of_the_published_one(name: str) -> None:
     assert actual == expected
     published = sum(shape.numel() for shape in actual.values())
     assert count in (published, None)
+    assert len(repr(ours).splitlines()) <= 220  # the whole architecture, to be read
 
 
 def test_the_autoencoder_has_every_key_and_shape_of_the_published_one() -> None:

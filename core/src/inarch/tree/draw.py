@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,8 @@ from inarch.tree.steps import (
     walk,
 )
 
+_LARGE = 6
+_SIZES = re.compile(r" \[[\d, ]*\]")
 _MARKS = {"add": "+", "scale": "x", "before": "<", "after": ">", "wrap": "()", "replace": "!="}
 
 
@@ -63,17 +66,39 @@ class Node:
 
 
 def draw(chain: Chain) -> str:
-    """The drawing of a Chain and all below it."""
+    """The drawing of a Chain and all below it; what was drawn already is named, not drawn again."""
     root = chain_node("", chain)
-    return "\n".join([root.line, *_lines(root.below, "")])
+    return "\n".join([root.line, *_lines(root.below, "", "", {})])
 
 
-def _lines(nodes: tuple[Node, ...], indent: str) -> Iterable[str]:
+def _lines(
+    nodes: tuple[Node, ...], indent: str, prefix: str, seen: dict[Node, tuple[str, Node]]
+) -> Iterable[str]:
     folded = list(_folded(nodes))
     for i, node in enumerate(folded):
         last = i == len(folded) - 1
-        yield f"{indent}{'└─ ' if last else '├─ '}{node.line}"
-        yield from _lines(node.below, indent + ("   " if last else "│  "))
+        line, inner = f"{indent}{'└─ ' if last else '├─ '}{node.line}", prefix
+        if isinstance(node.module, Chain):
+            address = prefix + (node.site or node.label)
+            inner = f"{address}."
+            if _count(node.below) >= _LARGE:
+                earlier, one = seen.setdefault(_sizeless(node), (address, node))
+                if earlier != address:
+                    same = one.shape == node.shape
+                    yield f"{line}, as {earlier}{'' if same else ' in other sizes'}"
+                    continue
+        yield line
+        yield from _lines(node.below, indent + ("   " if last else "│  "), inner, seen)
+
+
+def _count(nodes: tuple[Node, ...]) -> int:
+    return sum(1 + _count(node.below) for node in nodes)
+
+
+def _sizeless(node: Node) -> Node:
+    """What two Chains of one structure have in common, whatever their sizes and names."""
+    below = tuple(replace(_sizeless(one), label=one.label) for one in node.below)
+    return Node("", _SIZES.sub("", node.text), below, graft=node.graft)
 
 
 def _folded(nodes: tuple[Node, ...]) -> Iterable[Node]:
