@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from inarch.errors import InarchError
@@ -120,3 +122,25 @@ def _settings(path: Path) -> dict[str, Any]:
         name = "config.json"
     beside = path.parent / name
     return read_json(beside) if name and beside.is_file() else {}
+
+
+def write_adapter(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    about: Mapping[str, str],
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Write an adapter's safetensors file, whole or not at all, that records its base.
+
+    Args:
+        path: the file.
+        tensors: by their keys.
+        about: what `Adapter.write` is told: `base`, `fingerprint` and `asks`, where known.
+        more: strings of the format's own for the file's header.
+    """
+    metadata = {"format": "pt", **(more or {})}
+    names = {"fingerprint": "base_fingerprint", "base": "base", "asks": "asks"}
+    metadata |= {f"inarch.{names[key]}": value for key, value in about.items() if key in names}
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
+    partial.replace(path)

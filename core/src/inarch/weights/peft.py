@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
+
+from inarch.weights.adapter_file import write_adapter
 
 PREFIX = "base_model.model."
 """What stands before the address of a layer in a key."""
@@ -71,17 +72,10 @@ def write_folder(
         folder: where to.
         config: the settings.
         tensors: by the file's keys.
-        about: `base` and `fingerprint` of the model, where known.
+        about: what `Adapter.write` is told of the model.
         name: of the file of tensors.
     """
-    metadata = {"format": "pt"}
-    if "fingerprint" in about:
-        metadata["inarch.base_fingerprint"] = about["fingerprint"]
-    if "base" in about:
-        metadata["inarch.base"] = about["base"]
-    partial = folder / f".{name}.partial"
-    save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
-    partial.replace(folder / name)
+    write_adapter(folder / name, tensors, about)
     text = folder / ".adapter_config.json.partial"
     text.write_text(json.dumps(config, indent=2) + "\n")
     text.replace(folder / "adapter_config.json")

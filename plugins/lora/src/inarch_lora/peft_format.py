@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from inarch.errors import InarchError
+from inarch.weights.peft import write_folder
 from inarch_lora.terms import Start
 
-PREFIX = "base_model.model."
 KINDS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
 # PEFT wraps the layers it adapts, so the bias of one of them stands under `base_layer`.
 SUFFIXES = {
@@ -103,36 +102,6 @@ def scaling(settings: Mapping[str, Any], address: str, rank: int) -> float:
     return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
 
 
-def targeted(settings: Mapping[str, Any], address: str) -> bool:
-    """Whether PEFT's settings would adapt the module at an address."""
-    targets: str | list[str] | None = settings.get("target_modules")
-    if (
-        targets is None
-        or targets == "all-linear"
-        or _matches(settings.get("exclude_modules"), address)
-    ):
-        return False
-    if not _matches(targets, address):
-        return False
-    layers = settings.get("layers_to_transform")
-    if isinstance(targets, str) or layers is None or layers == []:
-        return True
-    patterns = settings.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", address)
-        if found:
-            return int(found["layer"]) in ([layers] if isinstance(layers, int) else layers)
-    return False
-
-
-def _matches(targets: str | list[str] | None, address: str) -> bool:
-    if not targets:
-        return False
-    if isinstance(targets, str):
-        return re.fullmatch(targets, address) is not None
-    return any(address == t or address.endswith(f".{t}") for t in targets)
-
-
 def write(
     folder: Path,
     tensors: Mapping[str, torch.Tensor],
@@ -158,10 +127,7 @@ def write(
         **ranks(terms, alpha_name),
         **settings,
     }
-    save(folder / "adapter_model.safetensors", tensors, about)
-    text = folder / ".adapter_config.json.partial"
-    text.write_text(json.dumps(config, indent=2) + "\n")
-    text.replace(folder / "adapter_config.json")
+    write_folder(folder, config, tensors, about)
 
 
 def ranks(terms: Mapping[str, tuple[int, float]], alpha_name: str) -> dict[str, Any]:
@@ -174,22 +140,3 @@ def ranks(terms: Mapping[str, tuple[int, float]], alpha_name: str) -> dict[str, 
         "rank_pattern": {re.escape(a): r for a, (r, _) in terms.items() if r != rank},
         "alpha_pattern": {re.escape(a): x for a, (_, x) in terms.items() if x != alpha},
     }
-
-
-def save(
-    path: Path,
-    tensors: Mapping[str, torch.Tensor],
-    about: Mapping[str, str],
-    more: Mapping[str, str] | None = None,
-) -> None:
-    """Write a safetensors file, whole or not at all, that records the base."""
-    metadata = {"format": "pt", **(more or {})}
-    if "fingerprint" in about:
-        metadata["inarch.base_fingerprint"] = about["fingerprint"]
-    if "base" in about:
-        metadata["inarch.base"] = about["base"]
-    if "asks" in about:
-        metadata["inarch.asks"] = about["asks"]
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
-    partial.replace(path)

@@ -12,6 +12,7 @@ import torch
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
 from inarch.weights import WeightsHeader
+from inarch.weights.peft import PREFIX, targeted
 from inarch_lora import peft_format
 from inarch_lora.keys import split_key
 from inarch_lora.names import Names
@@ -116,7 +117,7 @@ def _by_address(
 
 def _no_layer(key: str, name: str, names: Names, where: str) -> InarchError:
     near = names.near(name)
-    bare = name.removeprefix(peft_format.PREFIX)
+    bare = name.removeprefix(PREFIX)
     return InarchError(
         "IA425",
         f"the model has no layer `{bare}`",
@@ -291,5 +292,5 @@ def layers_without_term(
         path = address.removeprefix(f"{site.tree}.") if site.tree else address
         if site.module is None or site.tree not in trees or address in taken:
             continue
-        if peft_format.targeted(settings, path):
+        if targeted(settings, path):
             yield address

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
+from inarch.weights import write_adapter
+from inarch.weights.peft import PREFIX, target_names
 from inarch_lora import peft_format
 from inarch_lora.edges import Layer, NormEdge, SiteEdge
 from inarch_lora.names import flat_name
@@ -64,7 +66,9 @@ class Saved:
         if reading.format == "kohya":
             flat |= {a: term.key for a, term in terms.items() if term.key and "." not in term.key}
         adapted = [a for a, term in terms.items() if term.algorithm != "bias"]
-        return cls(wanted or reading.format, terms, kept, flat, _targets(adapted, sites))
+        layers = [a for a, site in sites.all.items() if site.module is not None]
+        targets = tuple(target_names(adapted, layers))
+        return cls(wanted or reading.format, terms, kept, flat, targets)
 
 
 def usual_format(options: Options, sites: SiteView) -> Format:
@@ -129,7 +133,7 @@ def _peft(
         suffix = peft_format.SUFFIXES.get(name, name)
         if saved.terms[address].algorithm == "bias":
             suffix = peft_format.BARE_BIAS
-        tensors[f"{peft_format.PREFIX}{address}.{suffix}"] = value
+        tensors[f"{PREFIX}{address}.{suffix}"] = value
     settings = {**saved.settings, "peft_type": kind, "target_modules": list(saved.targets)}
     if kind == "LORA":
         transposed = (_layer(edge) for edge in edges.values())
@@ -168,7 +172,7 @@ def _diffusers(
         }
         metadata |= {f"{tree}.{name}": value for name, value in settings.items()}
     text = {DIFFUSERS_METADATA: json.dumps(metadata, indent=2, sort_keys=True)}
-    peft_format.save(folder / "pytorch_lora_weights.safetensors", tensors, about, text)
+    write_adapter(folder / "pytorch_lora_weights.safetensors", tensors, about, text)
 
 
 def _kohya(
@@ -198,7 +202,7 @@ def _kohya(
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": str(max(ranks, default=0)),
     }
-    peft_format.save(folder / "adapter.safetensors", tensors, about, more)
+    write_adapter(folder / "adapter.safetensors", tensors, about, more)
 
 
 def _tensors(edges: Mapping[str, SiteEdge]) -> Iterator[tuple[str, str, Tensor]]:
@@ -245,17 +249,6 @@ def _whole(value: float) -> float:
     """An alpha without the rounding that dividing by a root left."""
     near = round(value, 6)
     return int(near) if near == int(near) else near
-
-
-def _targets(terms: list[str], sites: SiteView) -> tuple[str, ...]:
-    """The last names of the targets where these single out the very same layers, else addresses."""
-    names = sorted({address.rpartition(".")[2] for address in terms})
-    same = {
-        a
-        for a, s in sites.all.items()
-        if s.module is not None and any(a == n or a.endswith(f".{n}") for n in names)
-    }
-    return tuple(names if same == set(terms) else sorted(terms))
 
 
 def _no_place(form: str, why: str) -> InarchError:
