@@ -45,11 +45,14 @@ def layers(c: Config, *, causal: bool) -> Chain:
 
 def block(c: Config, *, causal: bool) -> Chain:
     return Chain(
-        Residual(
+        after_attention=Residual(
             layer_norm1=nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps),
             self_attn=attention(c, causal=causal),
         ),
-        Residual(layer_norm2=nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps), mlp=mlp(c)),
+        after_mlp=Residual(
+            layer_norm2=nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps),
+            mlp=mlp(c),
+        ),
     )
 
 

@@ -80,7 +80,7 @@ class Clip(Model):
         """
         if self.config.text is None:
             raise self._lacks("text tower", "it is a vision model")
-        return self.tree if self.config.vision is None else branch(self.tree, "text", ["input_ids"])
+        return self.tree if self.config.vision is None else _tower(self.tree, "text", "input_ids")
 
     @cached_property
     def vision_tree(self) -> Chain:
@@ -92,7 +92,7 @@ class Clip(Model):
         if self.config.vision is None:
             raise self._lacks("vision tower", "it is a text model")
         alone = self.config.text is None
-        return self.tree if alone else branch(self.tree, "image", ["pixel_values"])
+        return self.tree if alone else _tower(self.tree, "image", "pixel_values")
 
     @cached_property
     def image_processor(self) -> ImageProcessor:
@@ -314,6 +314,10 @@ class Clip(Model):
             why=why,
             remedy="load a checkpoint of both towers",
         )
+
+
+def _tower(tree: Chain, which: str, takes: str) -> Chain:
+    return branch(tree, f"{which}.tower", [takes])
 
 
 def _ids(

@@ -31,19 +31,19 @@ def both(c: TextConfig, v: VisionConfig) -> Chain:
     images = nn.Linear(v.hidden_size, v.projection_dim or 0, bias=False)
     return Chain(
         Distribute(
-            Seq(
-                text=Seq(
+            text=Seq(
+                tower=Seq(
                     text_model=text_model(c),
                     pooled=Distribute(hidden=Identity(), text_projection=texts),
                 ),
-                text_embeds=pooled_of,
+                embeds=pooled_of,
             ),
-            Seq(
-                image=Seq(
+            image=Seq(
+                tower=Seq(
                     vision_model=vision_model(v),
                     pooled=Distribute(hidden=Identity(), visual_projection=images),
                 ),
-                image_embeds=pooled_of,
+                embeds=pooled_of,
             ),
         ),
         logit_scale=nn.Parameter(torch.tensor(2.6592)),
