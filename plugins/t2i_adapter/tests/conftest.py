@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[3] / "foundation_models/stable_diffusion/tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from small_t2i import pair

@@ -1,0 +1,118 @@
+"""Whole pipelines with IP-Adapters, alone and in a scene: diffusers' latents after ten steps."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_ip_adapters import Pair, embedding, ip_adapter, randomised
+from small_pipelines import pipeline, saved
+from torch import Tensor
+
+import inarch
+
+PROMPT, WORSE = "a lighthouse in the storm", "ugly sea"
+SIZE = {"height": 16, "width": 24}
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def diffusers_latents(made: Any, **settings: Any) -> Tensor:
+    import diffusers
+
+    made.set_progress_bar_config(disable=True)
+    made.scheduler = diffusers.DDIMScheduler.from_config(made.scheduler.config)
+    generator = torch.Generator().manual_seed(3)
+    usual = {"num_inference_steps": 10, "guidance_scale": 6.0, "output_type": "latent", **SIZE}
+    given = {"negative_prompt": WORSE, "generator": generator, **usual, **settings}
+    return made(PROMPT, **given).images
+
+
+def our_latents(model: Any, **inputs: Any) -> Tensor:
+    usual = {"guidance": 6.0, "steps": 10, "seed": 3, "output": "latents", "progress": False}
+    return model.text_to_image(PROMPT, negative_prompt=WORSE, **SIZE, **usual, **inputs)
+
+
+def with_none(seen: Tensor) -> Tensor:
+    """As diffusers takes embeddings: those of no prompt, zeros, before."""
+    return torch.cat([torch.zeros_like(seen), seen])
+
+
+def test_two_in_a_pipeline(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    theirs = pipeline(saved(tmp_path / "model"))
+    model = inarch.load(tmp_path / "model")
+    files = [ip_adapter(theirs.unet, kind, i) for i, kind in enumerate(("plain", "faceid"))]
+    seen = [embedding(kind, i, batch=1) for i, kind in enumerate(("plain", "faceid"))]
+    for name, file in zip("ab", files, strict=True):
+        save_file(file, tmp_path / f"{name}.safetensors")
+    pair = Pair(theirs.unet, model, seen[0], {})
+    pair.load(*files)
+    pair.scale(0.7, 0.4)
+    expected = diffusers_latents(theirs, ip_adapter_image_embeds=[with_none(s) for s in seen])
+    specs = [
+        inarch.adapter("ip-adapter", weights=tmp_path / f"{n}.safetensors", name=n, scale=s)
+        for n, s in (("a", 0.7), ("b", 0.4))
+    ]
+    close(our_latents(model.adapt(*specs), a_embedding=seen[0], b_embedding=seen[1]), expected)
+
+
+def test_a_scene_of_four_is_diffusers_and_every_order_gives_one_image(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    theirs = pipeline(saved(tmp_path / "model"))
+    model = inarch.load(tmp_path / "model")
+    nets = []
+    for i, name in enumerate(("canny", "depth")):
+        net = diffusers.ControlNetModel.from_unet(
+            theirs.unet, conditioning_embedding_out_channels=(4, 6)
+        )
+        nets.append(randomised(net, i))
+        net.save_pretrained(tmp_path / name)
+    image = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    file, seen = ip_adapter(theirs.unet, "plain"), embedding("plain", batch=1)
+    style = tmp_path / "style.safetensors"
+    save_file(file, style)
+    theirs.unet.requires_grad_(False)
+    lora, generator = {}, torch.Generator().manual_seed(2)
+    for name, module in theirs.unet.named_modules():
+        if name.endswith("to_v"):
+            down = torch.randn(2, module.in_features, generator=generator) * 0.3
+            up = torch.randn(module.out_features, 2, generator=generator) * 0.3
+            lora |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+            module.weight.add_(0.5 * up @ down)
+    save_file(lora, tmp_path / "lora.safetensors")
+    pair = Pair(theirs.unet, model, seen, {})
+    pair.load(file)
+    pair.scale(0.6)
+    scene = diffusers.StableDiffusionControlNetPipeline(**theirs.components, controlnet=nets)
+    expected = diffusers_latents(
+        scene,
+        image=[image[:1], image[1:]],
+        controlnet_conditioning_scale=[0.8, 0.5],
+        ip_adapter_image_embeds=[with_none(seen)],
+    )
+    specs = [
+        inarch.adapter("controlnet", weights=tmp_path / "canny", name="canny", scale=0.8),
+        inarch.adapter("controlnet", weights=tmp_path / "depth", name="depth", scale=0.5),
+        inarch.adapter(
+            "ip-adapter", weights=tmp_path / "style.safetensors", name="style", scale=0.6
+        ),
+        inarch.adapter("lora", weights=tmp_path / "lora.safetensors", name="drawn", scale=0.5),
+    ]
+    inputs = {"canny_image": image[:1], "depth_image": image[1:], "style_embedding": seen}
+    first = model.adapt(*specs)
+    result = our_latents(first, **inputs)
+    close(result, expected)
+    for order in itertools.islice(itertools.permutations(specs), 5, None, 6):
+        other = model.adapt(*order)
+        assert other.digest == first.digest
+        assert other.trees["unet"].source == first.trees["unet"].source
+        assert torch.equal(our_latents(other, **inputs), result)
+    dropped = first.without("canny", "depth", "style", "drawn")
+    assert torch.equal(our_latents(dropped), our_latents(model))
