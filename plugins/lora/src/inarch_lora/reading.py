@@ -54,7 +54,7 @@ def read(weights: WeightsHeader, sites: SiteView) -> Reading:
     for address, (name, keys) in found.items():
         tree = sites.all[address].tree
         settings = weights.settings or metadata.get(tree) or metadata.get(_WHOLE_FILE, {})
-        path = name.removeprefix(peft_format.PREFIX).removeprefix(f"{tree}.")
+        path = name.removeprefix(PREFIX).removeprefix(f"{tree}.")
         terms.append(_term(address, path, name, keys, weights, settings))
     form: Format = "peft"
     if not weights.settings:
