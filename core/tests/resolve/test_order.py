@@ -238,7 +238,21 @@ def test_up_to_three_disjoint_culprits_are_named(base: Model) -> None:
 
 def test_fifty_adapters_of_one_footprint_are_compared_once(base: Model) -> None:
     stack = [made(f"m{i}", f"add {FC}", "add head") for i in range(50)]
-    assert base.adapt(*stack).order.comparisons == 1
+    order = base.adapt(*stack).order
+    assert order.comparisons == 1
+    assert len(order.verdicts) == 50 * 49 / 2
+    assert len({id(verdict.at) for verdict in order.verdicts}) == 1
+
+
+def test_each_pair_of_footprints_is_compared_once_and_no_address_is_sorted_unasked(
+    base: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = (f"add {FC}", "add head", "tap left as seen{}")
+    stack = [made(f"m{i}", kinds[i % 3].format(i)) for i in range(30)]
+    monkeypatch.setattr("inarch.resolve.meeting.Places._all", None)
+    order = base.adapt(*stack).order
+    taps = 10
+    assert order.comparisons == 2 + 1 + 2 * taps + taps * (taps - 1) // 2
 
 
 def test_what_is_merged_comes_before_all_that_is_not(base: Model) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 from inarch.errors import InarchError
 from inarch.resolve import graph
 from inarch.resolve.compare import sources
-from inarch.resolve.declared import Party, Precedence, circle_error, misnamed, precedences, said_by
+from inarch.resolve.declared import Party, Precedence, circle_error, misnamed, precedences, speakers
 from inarch.resolve.footprint import Footprint, Grounds, footprint
 from inarch.resolve.meeting import Meeting, Verdict, meet
 from inarch.resolve.refusal import refuse
@@ -89,12 +89,12 @@ def arranged(
             follows[circle[-1]].remove(circle[0])
     grounds = Grounds(trees)
     pairs = _Pairs(members, grounds)
-    after = graph.reach(names, follows)
+    after, spoken = graph.reach(names, follows), speakers(said)
     verdicts: list[Verdict] = []
     earlier: dict[str, list[str]] = {}
     for a, b in pairs.all():
         meeting = pairs.meeting(a, b)
-        verdict = _verdict(a.name, b.name, meeting, after, said, follows)
+        verdict = _verdict(a.name, b.name, meeting, after, spoken, follows)
         verdicts.append(verdict)
         if meeting.matters:
             earlier.setdefault(verdict.b, []).append(verdict.a)
@@ -123,10 +123,7 @@ class _Pairs:
             self._of[member.name] = number
         self._grounds = grounds
         self._met: dict[tuple[int, int], Meeting] = {}
-
-    @property
-    def compared(self) -> int:
-        return len(self._met)
+        self.compared = 0
 
     def all(self) -> list[tuple[Edited, Edited]]:
         return [(a, b) for i, a in enumerate(self.members) for b in self.members[i + 1 :]]
@@ -134,8 +131,13 @@ class _Pairs:
     def meeting(self, a: Edited, b: Edited) -> Meeting:
         key = self._of[a.name], self._of[b.name]
         if key not in self._met:
-            first, second = (self._prints[number] for number in key)
-            self._met[key] = meet(first, second, self._grounds.inside)
+            other = self._met.get((key[1], key[0]))
+            if other is None:
+                self.compared += 1
+                first, second = (self._prints[number] for number in key)
+                self._met[key] = meet(first, second, self._grounds.inside)
+            else:
+                self._met[key] = other.turned()
         return self._met[key]
 
 
@@ -144,27 +146,27 @@ def _verdict(
     b: str,
     meeting: Meeting,
     after: Mapping[str, set[str]],
-    said: Sequence[Precedence],
+    spoken: Mapping[tuple[str, str], Precedence],
     follows: Mapping[str, Sequence[str]],
 ) -> Verdict:
     reason = meeting.reason.replace("{a}", f"`{a}`").replace("{b}", f"`{b}`")
     at = meeting.at
     if not meeting.matters:
-        return Verdict(a, b, "commute", reason, at, meeting.deciding)
+        return Verdict(a, b, "commute", reason, at, at.deciding)
     if not meeting.forward and not meeting.backward:
-        return Verdict(a, b, "conflict", reason, at, meeting.deciding)
+        return Verdict(a, b, "conflict", reason, at, at.deciding)
     forward = b in after.get(a, ())
     if not forward and a not in after.get(b, ()):
-        return Verdict(a, b, "undecided", reason, at, meeting.deciding)
+        return Verdict(a, b, "undecided", reason, at, at.deciding)
     first, second = (a, b) if forward else (b, a)
     way = graph.path(first, second, follows)
-    steps = [said_by(x, y, said) for x, y in pairwise(way)]
+    steps = [spoken[pair] for pair in pairwise(way)]
     why = "; ".join(dict.fromkeys(step.why for step in steps))
     if not (meeting.forward if forward else meeting.backward):
         text = f"{reason}; so `{first}` can't come before `{second}`, as {why}"
-        return Verdict(first, second, "conflict", text, at, meeting.deciding)
+        return Verdict(first, second, "conflict", text, at, at.deciding)
     word = "user" if any(step.user for step in steps) else "ordered"
-    return Verdict(first, second, word, f"{reason}; {why}", at, meeting.deciding)
+    return Verdict(first, second, word, f"{reason}; {why}", at, at.deciding)
 
 
 def _disjoint(verdicts: Sequence[Verdict]) -> list[tuple[Verdict, int]]:
@@ -197,7 +199,7 @@ def _impossible(verdicts: Sequence[Verdict], pairs: _Pairs) -> list[InarchError]
                 f"`{verdict.a}` and `{verdict.b}` can't be in one stack"
                 + ("" if meeting.forward == meeting.backward else " in this order"),
                 where=_place(verdict.at),
-                why=verdict.reason + _at(verdict) + _and_more(more, "conflict"),
+                why=_lines(verdict) + _and_more(more, "conflict"),
                 remedy=cure,
             )
         )
@@ -216,7 +218,7 @@ def _open(
         a, b = members[verdict.a], members[verdict.b]
         meeting = pairs.meeting(a, b)
         first, second = (a, b) if meeting.forward else (b, a)
-        lines = [verdict.reason + _at(verdict), *_either(grounds, verdict, a, b)]
+        lines = [_lines(verdict), *_either(grounds, verdict, a, b)]
         cure = f'after = ["{first.name}"] in the table of `{second.name}`'
         if meeting.forward and meeting.backward:
             cure += f', or after = ["{second.name}"] in that of `{first.name}`'
@@ -251,11 +253,13 @@ def _sites(a: Edited, b: Edited) -> set[str]:
 
 
 def _place(at: Sequence[str]) -> str:
-    return at[0] if at else ""
+    return (at[0] or "the root of the model") if at else ""
 
 
-def _at(verdict: Verdict) -> str:
-    return f", at {verdict.deciding} sites" if verdict.deciding > 1 else ""
+def _lines(verdict: Verdict) -> str:
+    """A verdict's reason, a line for each clause."""
+    at = f", at {verdict.deciding} sites" if verdict.deciding > 1 else ""
+    return verdict.reason.replace("; ", "\n") + at
 
 
 def _and_more(count: int, word: str) -> str:

@@ -192,15 +192,18 @@ def place_of(entry: AdapterEntry, key: str) -> str:
     return entry.manifest
 
 
-def said_by(first: str, second: str, said: Sequence[Precedence]) -> Precedence:
+def speakers(said: Sequence[Precedence]) -> dict[tuple[str, str], Precedence]:
     """The declaration that puts one before another; a manifest's where both say so."""
-    both = [one for one in said if (one.first, one.second) == (first, second)]
-    return min(both, key=lambda one: (one.user, one.why))
+    found: dict[tuple[str, str], Precedence] = {}
+    for one in sorted(said, key=lambda one: (one.user, one.why)):
+        found.setdefault((one.first, one.second), one)
+    return found
 
 
 def circle_error(circle: Sequence[str], said: Sequence[Precedence]) -> InarchError:
     """IA415 for declarations that go in a circle, each with who says so."""
-    edges = [said_by(a, b, said) for a, b in zip(circle, [*circle[1:], circle[0]], strict=True)]
+    spoken = speakers(said)
+    edges = [spoken[pair] for pair in zip(circle, [*circle[1:], circle[0]], strict=True)]
     lines = [f"`{edge.first}` before `{edge.second}`: {edge.why}" for edge in edges]
     own = next((edge for edge in edges if edge.user), None)
     return InarchError(

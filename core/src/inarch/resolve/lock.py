@@ -55,7 +55,7 @@ class LockedAdapter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class LockedModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     family: str = ""
     source: str = ""
-    fingerprint: str
+    fingerprint: str = ""
     file: list[LockedFile] = []
 
 
@@ -130,7 +130,11 @@ def read_lock(path: Path) -> Lock:
     Raises:
         InarchError: IA810 for a file that isn't there, is no lock, or of another schema.
     """
-    found = read_toml(path, Lock, unreadable="IA810", malformed="IA810")
+    try:
+        found = read_toml(path, Lock, unreadable="IA810", malformed="IA810")
+    except InarchError as error:
+        error.remedy = "inarch lock STACK"
+        raise
     if found.schema != SCHEMA:
         raise InarchError(
             "IA810",

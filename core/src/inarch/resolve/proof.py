@@ -271,7 +271,7 @@ def _fails(example: Example, error: Exception) -> InarchError:
         "the patched model fails on an example of its own inputs",
         where=f"the tree {example.tree}" if example.tree else "the model",
         why="\n".join([f"{type(error).__name__}: {str(error).splitlines()[0]}", *notes]),
-        remedy="leave the adapters out one by one: inarch bisect",
+        remedy="find the adapter: inarch bisect STACK -- inarch plan {stack}",
     )
 
 
@@ -279,6 +279,14 @@ def _too_little(device: torch.device, needed: int, free: int) -> InarchError:
     return InarchError(
         "IA806",
         f"the stack needs more memory than {device} has free",
-        why=f"it needs {needed / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free",
+        why=f"it needs {_size(needed)}, and {_size(free)} are free",
         remedy="load the base in bfloat16, or leave adapters out",
     )
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that reads best."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << power:
+            return f"{count / (1 << power):.1f} {unit}"
+    return f"{count} bytes"
