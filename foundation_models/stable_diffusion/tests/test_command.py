@@ -115,6 +115,32 @@ def test_a_grid_has_a_column_for_each_seed_and_a_row_for_each_scale(
     assert recorded(out)["settings"]["seeds"] == [4, 5, 6]
 
 
+@pytest.mark.parametrize("command", ["check", "plan", "tree"])
+def test_a_scene_is_looked_at_before_it_runs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    at = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    weights = {f"{at}.lora_A.weight": torch.zeros(2, 16), f"{at}.lora_B.weight": torch.ones(16, 2)}
+    save_file(weights, tmp_path / "style.safetensors")
+    scene = tmp_path / "scene.toml"
+    told = 'use = "lora"\nname = "style"\nweights = "style.safetensors"\n'
+    scene.write_text(f'model = "{folder}"\n\n[[adapter]]\n{told}')
+    with pytest.raises(SystemExit) as stop:
+        main([command, str(scene)])
+    assert int(stop.value.code or 0) == 0
+    assert "style" in capsys.readouterr().out
+
+
+def test_adapters_are_listed_for_a_pipelines_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (folder, folder / "unet"):
+        with pytest.raises(SystemExit) as stop:
+            main(["adapters", "--for", str(path)])
+        assert int(stop.value.code or 0) == 0
+        assert "lora" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [

@@ -21,9 +21,12 @@ def model_named(name: str, listed: Index) -> ModelEntry:
         return listed.models[name]
     if name in listed.checkpoints:
         return listed.models[listed.checkpoints[name].model]
-    config = Path(name) / "config.json"
-    if config.is_file():
-        return listed.model_for(json.loads(config.read_text("utf-8")), str(config))
+    for config in (Path(name) / "model_index.json", Path(name) / "config.json"):
+        if config.is_file():
+            told = json.loads(config.read_text("utf-8"))
+            if "_class_name" in told:  # diffusers' word for it
+                told.setdefault("architectures", [told["_class_name"]])
+            return listed.model_for(told, str(config))
     known = [*listed.models, *listed.checkpoints]
     import difflib
 

@@ -358,7 +358,7 @@ def _texts(wish: Wish) -> tuple[list[str], list[Any]]:
 
 
 def _check(wish: Wish, height: int, width: int, factor: int) -> None:
-    wrong = ""
+    wrong, remedy = "", "leave it out for what is usual"
     if wish.output not in OUTPUTS:
         wrong = f"output is one of {', '.join(OUTPUTS)}, not {wish.output!r}"
     elif wish.steps < 1 or wish.count < 1:
@@ -367,12 +367,14 @@ def _check(wish: Wish, height: int, width: int, factor: int) -> None:
         wrong = f"strength is from 0 to 1, not {wish.strength}"
     elif height < factor or width < factor or height % factor or width % factor:
         wrong = f"height and width are multiples of {factor}, not {height} and {width}"
+        near = [max(factor, round(n / factor) * factor) for n in (height, width)]
+        remedy = f"height={near[0]}, width={near[1]}"
     elif wish.guidance is not None and not math.isfinite(wish.guidance):
         wrong = f"guidance is a number, not {wish.guidance}"
     elif wish.clip_skip is not None and wish.clip_skip < 0:
         wrong = f"clip_skip is at least 0, not {wish.clip_skip}"
     if wrong:
-        raise InarchError("IA550", "there is no such image to be made", why=wrong)
+        raise InarchError("IA550", "there is no such image to be made", why=wrong, remedy=remedy)
 
 
 def _generator(seed: int | Sequence[int] | None, batch: int) -> Generator:
@@ -380,7 +382,10 @@ def _generator(seed: int | Sequence[int] | None, batch: int) -> Generator:
     if isinstance(seed, Sequence):
         if len(seed) != batch:
             raise InarchError(
-                "IA550", f"{len(seed)} seeds can't serve {batch} images", where="seed"
+                "IA550",
+                f"{len(seed)} seeds can't serve {batch} images",
+                where="seed",
+                remedy=f"pass one seed, or {batch}",
             )
         return [torch.Generator().manual_seed(int(one)) for one in seed]
     generator = torch.Generator()
