@@ -23,7 +23,6 @@ from inarch.tree.steps import (
     Step,
     Use,
     Weight,
-    walk,
 )
 
 _LARGE = 6
@@ -250,9 +249,3 @@ def _asked(chain: Chain, prefix: str, site: str = "") -> Iterable[tuple[str, str
             bound.update(step.names)
 
     yield from visit(chain.program, site)
-
-
-def adapters_of(chain: Chain) -> tuple[str, ...]:
-    """The names of the adapters whose edits are in a Chain's own program."""
-    names = (step.adapter for step in walk(chain.program) if isinstance(step, Graft))
-    return tuple(dict.fromkeys(names))
