@@ -271,7 +271,8 @@ def test_alpha_is_each_layers_own_and_missing_is_its_rank(
     same(small.outputs(adapted), by_sums(small, (plain, 1.0)))
 
 
-def test_several_at_once_with_weights_equal_diffusers(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_several_at_once_with_weights_equal_diffusers(tmp_path: Path) -> None:
+    pipeline = Pipeline(xl=False)
     layers = pipeline.layers()
     some = {a: layer for a, layer in layers.items() if a.startswith("unet.up") or "text" in a}
     loras = {
@@ -304,7 +305,8 @@ COMFY = {
 
 
 @pytest.mark.parametrize("form", ["diffusers names", "original names", "clip_l", "lycoris"])
-def test_other_prefixes_are_read(pipeline: Pipeline, form: str, tmp_path: Path) -> None:
+def test_other_prefixes_are_read(form: str, tmp_path: Path) -> None:
+    pipeline = Pipeline(xl=True)
     factors = random_lora(pipeline.layers(), 6, (None,))
     every = [a.removeprefix("unet.") for a in pipeline.ours.sites.all if a.startswith("unet.")]
     original = sgm_names(every)
@@ -326,7 +328,8 @@ def test_other_prefixes_are_read(pipeline: Pipeline, form: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("form", ["kohya", "diffusers"])
-def test_a_fresh_one_is_saved_for_diffusers(pipeline: Pipeline, form: str, tmp_path: Path) -> None:
+def test_a_fresh_one_is_saved_for_diffusers(form: str, tmp_path: Path) -> None:
+    pipeline = Pipeline(xl=True)
     targets = ["unet.*.*.attentions.*.transformer_blocks.*.{attn1,attn2}.{to_q,to_k}"]
     targets += [
         f"{name}.text_model.encoder.layers.*.self_attn.q_proj" for name in pipeline.encoders()
@@ -499,7 +502,8 @@ def test_a_network_of_lycoris_lands_on_the_unet(algorithm: str, tmp_path: Path) 
     same({"unet": pipeline.outputs(adapted)["unet"]}, {"unet": pipeline.outputs()["unet"].detach()})
 
 
-def test_settings_in_the_header_are_each_parts_own(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_settings_in_the_header_are_each_parts_own(tmp_path: Path) -> None:
+    pipeline = Pipeline(xl=False)
     peft = pytest.importorskip("peft")
     from diffusers.utils import convert_state_dict_to_diffusers
 
