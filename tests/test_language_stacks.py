@@ -77,6 +77,21 @@ def test_a_lora_works_beside_each_other_kind(llama: Any, other: Any, tmp_path: P
     assert_works(llama, saved(llama, [LORA, other], tmp_path), ids)
 
 
+def test_a_lora_and_the_factors_of_what_it_adds_to_merge_together(
+    llama: Any, tmp_path: Path
+) -> None:
+    ids = torch.tensor([[1, 5, 2, 8, 3, 0], [7, 7, 4, 1, 9, 2]])
+    specs = saved(llama, [LORA, OTHERS["ia3"]], tmp_path)
+    for order in (specs, specs[::-1]):
+        model = llama.adapt(*order)
+        for merged in (model.merge(), model.merge("lora")):
+            torch.testing.assert_close(merged(ids), model(ids), rtol=1e-5, atol=1e-5)
+        with pytest.raises(inarch.InarchError) as caught:
+            model.merge("ia3")
+        assert caught.value.code == "IA409"
+        assert "acts on the add of `lora`" in caught.value.why
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("smollm2")
 def test_one_of_each_kind_works_on_smollm2(smollm2: Any, tmp_path: Path) -> None:

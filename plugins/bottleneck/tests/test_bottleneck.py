@@ -64,6 +64,7 @@ def test_each_kind_is_its_paper_s_equation(
     torch.testing.assert_close(adapted(ids), expected, rtol=within, atol=within)
 
 
+@pytest.mark.parametrize("llama", ["float32"], indirect=True)
 @pytest.mark.parametrize(
     "options",
     [

@@ -5,12 +5,6 @@ from __future__ import annotations
 from inarch.testing import Conformance
 
 
-class TestPfeiffer(Conformance):
-    adapter = "bottleneck"
-    options = {"reduction": 4}
-    mergeable = False
-
-
 class TestHoulsby(Conformance):
     adapter = "bottleneck"
     options = {"kind": "houlsby", "reduction": 4, "norm_before": True, "scaling": "learned"}

@@ -21,8 +21,10 @@ SIZES = {
 }
 KINDS = {
     "grouped": ("llama", {"num_key_value_heads": 2}),
-    "biased": ("llama", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
-    "head_dim": ("llama", {"num_key_value_heads": 1, "head_dim": 6, "num_hidden_layers": 3}),
+    "biased": (
+        "llama",
+        {"num_key_value_heads": 1, "head_dim": 6, "attention_bias": True, "mlp_bias": True},
+    ),
     "windowed": ("mistral", {"num_key_value_heads": 2, "sliding_window": 6}),
 }
 
