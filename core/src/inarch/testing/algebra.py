@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ class Algebra(Subject):
     ) -> None:
         bystander = Bystander(base)
         [mine] = self.loaded(base, tmp_path, NAME)
-        for other in others(base, tmp_path):
+        for other in others(base):
             found = [_attempt(base, pair) for pair in ((mine, other), (other, mine))]
             errors = [f for f in found if isinstance(f, InarchError)]
             if errors:
@@ -185,8 +186,17 @@ def _attempt(base: Model, specs: Any) -> Model | InarchError:
     return model
 
 
-def others(base: Model, folder: Path) -> list[AdapterSpec]:
-    """A trained one of every installed kind that the base takes with its default options."""
+_OTHERS: dict[int, tuple[Model, tempfile.TemporaryDirectory[str], list[AdapterSpec]]] = {}
+
+
+def others(base: Model) -> list[AdapterSpec]:
+    """A trained one of every installed kind that the base takes with its default options.
+
+    They are made once for a base that tests share.
+    """
+    if id(base) in _OTHERS:
+        return _OTHERS[id(base)][2]
+    folder = tempfile.TemporaryDirectory()
     specs: list[AdapterSpec] = []
     for kind, entry in index().adapters.items():
         name = f"other_{len(specs)}"
@@ -194,6 +204,7 @@ def others(base: Model, folder: Path) -> list[AdapterSpec]:
             model = trained(base, adapter(kind, name=name))
         except InarchError:
             continue
-        weights = model.save_adapter(name, folder / name) if entry.formats else None
+        weights = model.save_adapter(name, Path(folder.name) / name) if entry.formats else None
         specs.append(adapter(kind, name=name, weights=weights))
+    _OTHERS[id(base)] = base, folder, specs
     return specs

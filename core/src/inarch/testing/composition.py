@@ -35,12 +35,16 @@ what is asked for (`lora_dora` is `inarch.adapter("lora", use_dora=True)`).\
 """
 
 
-def page(*, below: Path | None = None, triples: int = 60) -> str:
+_LARGE = 20_000
+"""Of models with more weights than this, fewer triples are tried: each run takes long."""
+
+
+def page(*, below: Path | None = None, triples: int = 120) -> str:
     """The page for what is installed.
 
     Args:
         below: only of adapters and models whose manifests lie in this folder.
-        triples: how many are tried for each model, at most.
+        triples: how many are tried for each model, at most; a tenth of it for large ones.
 
     Raises:
         AssertionError: where what the resolver says turns out wrong.
@@ -59,7 +63,8 @@ def page(*, below: Path | None = None, triples: int = 60) -> str:
         if below is not None and below.resolve() not in Path(entry.manifest).resolve().parents:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            found = matrix(tiny.build(), own, Path(folder), most=triples)
+            most = triples if tiny.size < _LARGE else triples // 10
+            found = matrix(tiny.build(), own, Path(folder), most=most)
         if found.members:
             parts += _section(tiny, entry.summary, found)
     return "\n".join(parts).rstrip() + "\n"
@@ -179,7 +184,7 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="below", type=Path, help="only packages in this folder")
     parser.add_argument("-o", dest="output", type=Path, help="a file, instead of stdout")
-    parser.add_argument("--triples", type=int, default=60, help="at most so many for each model")
+    parser.add_argument("--triples", type=int, default=120, help="at most so many for each model")
     given = parser.parse_args()
     text = page(below=given.below, triples=given.triples)
     if given.output is None:
