@@ -38,7 +38,7 @@ class Run(msgspec.Struct, frozen=True):
         inputs: shape and dtype of each tensor that went in.
         outputs: of each that came out of the patched tree.
         before: of each that came out of the tree as it was.
-        operations: tensor operations of the patched tree.
+        operations: tensor operations of the patched tree; views, which compute nothing, not counted.
         operations_before: and of the tree as it was.
         activations: the most bytes of intermediate values alive at one time.
     """
@@ -169,7 +169,7 @@ def _run(
 
 
 class _Counter(TorchDispatchMode):
-    """Counts operations, and the bytes of what they make that are alive at one time."""
+    """Counts operations, views left out, and the bytes of what they make that live at one time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,13 +179,13 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.operations += 1
         self._alive = {k: v for k, v in self._alive.items() if not v[0].expired()}
         given = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        for made in tree_leaves(result):
-            if isinstance(made, Tensor) and _storage(made) not in given:
-                storage = made.untyped_storage()
-                self._alive[_storage(made)] = StorageWeakRef(storage), storage.nbytes()
+        new = [t for t in tree_leaves(result) if isinstance(t, Tensor) and _storage(t) not in given]
+        self.operations += bool(new) or bool(func._schema.is_mutable)
+        for made in new:
+            storage = made.untyped_storage()
+            self._alive[_storage(made)] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
         return result
 
