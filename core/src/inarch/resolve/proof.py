@@ -38,7 +38,7 @@ class Run(msgspec.Struct, frozen=True):
         inputs: shape and dtype of each tensor that went in.
         outputs: of each that came out of the patched tree.
         before: of each that came out of the tree as it was.
-        operations: tensor operations of the patched tree; views, which compute nothing, not counted.
+        operations: of the patched tree that compute something: views are not counted.
         operations_before: and of the tree as it was.
         activations: the most bytes of intermediate values alive at one time.
     """
