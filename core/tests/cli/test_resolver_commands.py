@@ -200,3 +200,18 @@ def test_a_stale_lock_exits_4_and_one_that_is_none_exits_1(
     assert "that the lock doesn't know" in err
     target.write_text("digest = 3")
     assert run("lock", "--check", path) == 1
+
+
+def test_a_base_of_another_fingerprint_is_found_in_headers(
+    site: Path, tmp_path: Path, capsys: Any
+) -> None:
+    def safetensors(file: Path, **metadata: str) -> None:
+        header = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+        text = json.dumps({**header, "__metadata__": metadata}).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + b"\0\0\0\0")
+
+    path = stack(tmp_path, 'use = "lora"\nweights = "a.safetensors"')
+    safetensors(tmp_path / "base" / "model.safetensors")
+    safetensors(tmp_path / "a.safetensors", **{"inarch.base_fingerprint": "inarch1:other"})
+    assert run("check", path) == 1
+    assert "IA410" in capsys.readouterr().err
