@@ -21,7 +21,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["sd1", "sd2", "xl", "deep"])
+@pytest.fixture(params=["sd1", "xl"])
 def each_pair(request: pytest.FixtureRequest) -> Pair:
     """diffusers' UNet and the model, of each family."""
     pytest.importorskip("diffusers")

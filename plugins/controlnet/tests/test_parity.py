@@ -20,14 +20,17 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.6])
-def test_a_forward_is_diffusers(each_pair: Pair, tmp_path: Path, scale: float) -> None:
-    net, image = controlnet(each_pair.unet, tmp_path), each_pair.image()
+@pytest.mark.parametrize(
+    ("kind", "scale"), [("sd1", 1.0), ("sd2", 1.0), ("xl", 0.6), ("deep", 0.6)]
+)
+def test_a_forward_is_diffusers(make_pair: Make, tmp_path: Path, kind: str, scale: float) -> None:
+    pair = make_pair(kind)
+    net, image = controlnet(pair.unet, tmp_path), pair.image()
     spec = inarch.adapter("controlnet", weights=tmp_path, name="canny", scale=scale)
-    model = each_pair.model.adapt(spec)
-    expected = each_pair.theirs(each_pair.control(net, image, scale))
-    assert not torch.allclose(expected, each_pair.theirs(), atol=1e-2)
-    close(each_pair.ours(model, canny_image=image), expected)
+    model = pair.model.adapt(spec)
+    expected = pair.theirs(pair.control(net, image, scale))
+    assert not torch.allclose(expected, pair.theirs(), atol=1e-2)
+    close(pair.ours(model, canny_image=image), expected)
 
 
 def test_guess_mode_is_diffusers_on_the_prompts_half(each_pair: Pair, tmp_path: Path) -> None:
