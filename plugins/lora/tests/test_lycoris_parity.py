@@ -42,6 +42,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lokr of two products": ("LokrModule", {"lora_dim": 1, "decompose_both": True, "factor": 2}),
     "lokr of whole factors": ("LokrModule", {"full_matrix": True}),
     "lokr decomposed": ("LokrModule", {"lora_dim": 1, "weight_decompose": True}),
+    "oft": ("DiagOFTModule", {"alpha": 0.0}),
+    "oft constrained": ("DiagOFTModule", {"alpha": 0.0, "constraint": 0.05}),
+    "oft rescaled": ("DiagOFTModule", {"alpha": 0.0, "rescaled": True}),
     "full": ("FullModule", {}),
 }
 
@@ -96,7 +99,7 @@ def test_a_file_of_lycoris_gives_its_outputs_and_gradients(
     if "weight" in wanted:
         wanted = {"diff": wanted["weight"], "diff_b": wanted["bias"]}
     rename = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight"}
-    rename["lora_mid"] = "lora_mid.weight"
+    rename |= {"lora_mid": "lora_mid.weight", "oft_rescale": "rescale"}
     found = {
         rename.get(own, own): p.grad
         for name, p in adapted.adapter_parameters("lora").items()
@@ -292,7 +295,8 @@ def change(file: Path, **tensors: Tensor | None) -> Path:
         ({"hada_w2_b": torch.ones(2, 11)}, "IA427", "hada_w2_b [2, 11]"),
         ({"hada_w3_a": torch.ones(2, 11)}, "IA423", "hada_w3_a"),
         ({"lokr_w1": torch.ones(2, 2)}, "IA426", "loha and lokr"),
-        ({"oft_blocks": torch.ones(2, 2, 2)}, "IA423", "OFT"),
+        ({"oft_blocks": torch.ones(2, 2, 2)}, "IA426", "loha and oft"),
+        ({"a1.weight": torch.ones(2, 2)}, "IA423", "GLoRA"),
         ({"on_input": torch.ones(1)}, "IA423", "IA3"),
     ],
 )

@@ -34,6 +34,8 @@ PARAMETERS: dict[str, str] = {
     **{f"lokr_w{n}": f"lokr_w{n}" for n in (1, 2)},
     **{f"lokr_w{n}_{side}": f"lokr_w{n}_{side}" for n in (1, 2) for side in "ab"},
     "lokr_t2": "lokr_t2",
+    "oft_blocks": "oft_blocks",
+    "rescale": "oft_rescale",
     "dora_scale": "dora_scale",
     "diff": "diff",
     "diff_b": "diff_b",
@@ -45,7 +47,6 @@ PARAMETERS: dict[str, str] = {
 }
 # What another kind of adapter leaves in a file, and what that kind is called.
 _FOREIGN = {
-    "oft_blocks": "OFT",
     "oft_diag": "OFT",
     "oft_R.weight": "OFT",
     "a1.weight": "GLoRA",

@@ -17,7 +17,7 @@ from inarch_lora.sgm import sgm_names
 PEFT = "base_model.model."
 # What stands before a layer's path, by its tree: first what is written, then other readings.
 FLAT = {
-    "unet": ("lora_unet_", "lycoris_unet_"),
+    "unet": ("lora_unet_", "oft_unet_", "lycoris_unet_"),
     "transformer": ("lora_transformer_", "lora_unet_"),
     "text_encoder": ("lora_te1_", "lora_te_"),
     "text_encoder_2": ("lora_te2_",),

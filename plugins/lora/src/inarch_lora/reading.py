@@ -170,6 +170,8 @@ def _term(
     if algorithm in ("bias", "norm", "full"):
         _settle_alpha(keys, weights)
         return term
+    if algorithm == "oft":  # LyCORIS and kohya-ss keep the constraint where others keep alpha
+        return replace(term, scaling=_settle_alpha(keys, weights)[0])
     term = replace(term, rank=_rank(term, weights))
     if "lora_magnitude_vector" in fills:
         term = replace(term, decompose="peft")
@@ -200,6 +202,7 @@ def _algorithm(keys: Mapping[str, str], name: str, weights: WeightsHeader) -> Al
 _KIND: dict[str, Any] = {
     "hada": "loha",
     "lokr": "lokr",
+    "oft": "oft",
     "diff": "full",
     "w": "norm",
     "b": "norm",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Algorithm = Literal["lora", "loha", "lokr", "full", "norm", "bias"]
+Algorithm = Literal["lora", "loha", "lokr", "oft", "full", "norm", "bias"]
 Start = Literal["", "pissa", "olora"]
 Format = Literal["peft", "diffusers", "kohya"]
 
@@ -17,12 +17,13 @@ class Term:
 
     Attributes:
         address: of the layer.
-        algorithm: `lora` B A, `loha` (B1 A1) * (B2 A2), `lokr` kron(C, B A), `full` a whole
-            weight, `norm` the weight and bias of a normalisation, `bias` a layer's bias alone.
+        algorithm: `lora` B A, `loha` (B1 A1) * (B2 A2), `lokr` kron(C, B A), `oft` a rotation of
+            the outputs, `full` a whole weight, `norm` the weight and bias of a normalisation, `bias` a
+            layer's bias alone.
         fills: for each parameter, the file's key; empty for a term that is yet to be trained.
         shapes: of the parameters.
         rank: 0 where the algorithm has none.
-        scaling: alpha / rank, or what the format makes of the two.
+        scaling: alpha / rank, or what the format makes of the two; of `oft`, its constraint.
         factor: of the layer's block, beside the user's scale.
         decompose: whether the layer's weight is split into direction and magnitude, as PEFT does
             it (DoRA, with `lora_magnitude_vector`) or as LyCORIS does (`dora_scale`).

@@ -38,7 +38,12 @@ _PEFT_SETTINGS = (
     "decompose_factor",
 )
 _CORES = ("hada_t1", "hada_t2", "lokr_t2")
-_KOHYA = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "lora_mid": "lora_mid.weight"}
+_KOHYA = {
+    "lora_A": "lora_down.weight",
+    "lora_B": "lora_up.weight",
+    "lora_mid": "lora_mid.weight",
+    "oft_rescale": "rescale",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +201,10 @@ def _kohya(
     for address, (rank, alpha) in _alphas(saved, edges).items():
         if rank and not _unscaled(saved.terms[address]):
             tensors[f"{saved.flat[address]}.alpha"] = torch.tensor(float(alpha))
+    for address in edges:
+        if saved.terms[address].algorithm == "oft":  # its constraint
+            constraint = torch.tensor(float(saved.terms[address].scaling))
+            tensors[f"{saved.flat[address]}.alpha"] = constraint
     ranks = [rank for rank, _ in _alphas(saved, edges).values() if rank]
     plain = all(saved.terms[a].algorithm == "lora" for a in edges)
     more = {

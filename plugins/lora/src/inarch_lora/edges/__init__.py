@@ -14,6 +14,7 @@ from inarch_lora.edges.dora import ConvDoRA, DoRAEdge, EmbeddingDoRA, LinearDoRA
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.lora import ConvLoRA, EmbeddingLoRA, LinearLoRA, LoRAEdge, TransposedLoRA
 from inarch_lora.edges.norm import NORMS, NormEdge
+from inarch_lora.edges.oft import OFTEdge
 from inarch_lora.edges.site import SiteEdge
 from inarch_lora.edges.start import StartedEdge, StartedLinear, StartedTransposed
 from inarch_lora.edges.whole import FullEdge, LoHaEdge, LoKrEdge, ProductEdge, WholeEdge
@@ -31,6 +32,7 @@ __all__ = [
     "LoKrEdge",
     "LoRAEdge",
     "NormEdge",
+    "OFTEdge",
     "ProductEdge",
     "SiteEdge",
     "StartedEdge",
@@ -59,6 +61,7 @@ _WHOLE: dict[str, type[WholeEdge]] = {
     "lora": ProductEdge,
     "loha": LoHaEdge,
     "lokr": LoKrEdge,
+    "oft": OFTEdge,
     "full": FullEdge,
 }
 
@@ -94,7 +97,7 @@ def beside(site: nn.Module | None, term: Term) -> Term:
 
 def reads_weight(edge: SiteEdge) -> bool:
     """Whether what the edge adds depends on the weight it stands beside."""
-    return isinstance(edge, DoRAEdge | StartedEdge) or (
+    return isinstance(edge, DoRAEdge | OFTEdge | StartedEdge) or (
         isinstance(edge, WholeEdge) and edge.dora_scale is not None
     )
 
@@ -176,6 +179,7 @@ def _check(edge: WholeEdge, layer: Layer, term: Term) -> None:
         shape = tuple(edge.change().shape)
         scale = edge.dora_scale
         sizes = (layer.outputs, layer.shape[1])
+        edge.check_shapes()
         scaled = scale is None or scale.numel() in sizes
     except (RuntimeError, AttributeError) as error:
         raise _unfit(term, layer, str(error).splitlines()[0]) from None

@@ -63,6 +63,9 @@ class WholeEdge(SiteEdge):
     def change(self) -> Tensor:
         """The change of the weight, in its layout, before any scaling."""
 
+    def check_shapes(self) -> None:
+        """Raise a RuntimeError for tensors that `change` would take and that make no sense."""
+
     def has(self, name: str) -> bool:
         return self._parameters.get(name) is not None
 
