@@ -18,8 +18,8 @@ class Term:
     Attributes:
         address: of the layer.
         algorithm: `lora` B A, `loha` (B1 A1) * (B2 A2), `lokr` kron(C, B A), `oft` a rotation of
-            the outputs, `full` a whole weight, `norm` the weight and bias of a normalisation, `bias` a
-            layer's bias alone.
+            the outputs, `full` a whole weight, `norm` the weight and bias of a normalisation,
+            `bias` a layer's bias alone.
         fills: for each parameter, the file's key; empty for a term that is yet to be trained.
         shapes: of the parameters.
         rank: 0 where the algorithm has none.
