@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,10 +17,6 @@ from torch import Tensor
 import inarch
 from inarch.testing import Bystander, tiny_models
 from inarch.testing.subject import inputs_of
-
-pytest.importorskip("inarch_llama")
-pytest.importorskip("inarch_lora")
-pytest.importorskip("inarch_ia3")
 
 ROLES = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.*"]
 NAMES = ["a", "ab", "lora", "weight", "z"]

@@ -20,6 +20,7 @@ def own() -> set[str]:
     return {kind for kind, entry in entries if ROOT in Path(entry.manifest).parents}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     len({e.distribution for e in index().adapters.values()})
     < sum("[[adapter]]" in m.read_text() for m in ROOT.glob("*/*/src/*/inarch.toml")),
