@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -101,7 +102,7 @@ class Output:
             self.envelope(None, error=error.as_dict())
             return
         text = str(error)
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             text = _HEAD.sub(lambda m: click.style(m[0], fg="red", bold=True), text)
         click.echo(text, err=True)
 
