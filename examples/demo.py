@@ -6,6 +6,7 @@ tox run -e demo
 from __future__ import annotations
 
 import hashlib
+import textwrap
 import time
 
 import inarch
@@ -23,7 +24,8 @@ def bits(model: inarch.Model) -> str:
 
 def say(model: inarch.Model, title: str) -> None:
     answer = model.generate([{"role": "user", "content": QUESTION}], max_new_tokens=60)
-    print(f"\n{title}:\n  {answer}")
+    print(f"\n{title}:")
+    print(textwrap.fill(answer, 78, initial_indent="  ", subsequent_indent="  "))
 
 
 def main() -> None:
@@ -40,6 +42,9 @@ def main() -> None:
     terse = base.adapt(inarch.adapter("terse_json"))
     say(terse, "with terse_json")
     both = base.adapt(inarch.adapter("pirate"), inarch.adapter("terse_json"))
+    turned = base.adapt(inarch.adapter("terse_json"), inarch.adapter("pirate"))
+    if turned.digest != both.digest:
+        raise SystemExit("the order mattered")
     say(both, "with both, in either order")
 
     print("\nWhat pirate changed, as source:\n")
