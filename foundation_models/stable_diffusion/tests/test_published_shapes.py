@@ -55,9 +55,7 @@ UNETS = {
     "sd1.5": (SD1, 859_520_964),
     "sd1.5 inpainting": (SD1 | {"in_channels": 9}, 859_535_364),
     "sd2.1": (SD2, 865_910_724),
-    "sd2 inpainting": (SD2 | {"in_channels": 9, "sample_size": 64}, 865_925_124),
     "sdxl": (SDXL, 2_567_463_684),
-    "sdxl inpainting": (SDXL | {"in_channels": 9}, 2_567_478_084),
     "sdxl refiner": (REFINER, None),
 }
 # SDXL's is the same, but for sample_size 1024 and scaling_factor 0.13025.

@@ -27,7 +27,8 @@ def test_every_role_has_sites() -> None:
 
 def test_self_and_cross_attention_make_up_attention() -> None:
     sites: SiteView = tiny("sd1").sites
-    both = sites.find(["self_attention.*", "cross_attention.*"])
+    parts = ("query", "key", "value", "attend", "output")
+    both = sites.find([f"{kind}_attention.{part}" for kind in ("self", "cross") for part in parts])
     assert both == sites.find(["attention.*"])
     assert {s.address.rpartition(".")[2] for s in sites.find(["cross_attention.attend"])} == {
         "attend"
