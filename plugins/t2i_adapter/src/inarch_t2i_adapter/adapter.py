@@ -153,6 +153,7 @@ def _targets(sites: SiteView) -> list[tuple[TargetSite, int]]:
                 "the model has a block on the way down that no feature can follow",
                 where=block.address,
                 why="it holds no site of the roles `transformer`, `downsample` or `resnet`",
+                remedy="use a model whose blocks on the way down hold one of these",
             )
         found.append(last)
     found.append(sites.find(["block.mid"])[0])
