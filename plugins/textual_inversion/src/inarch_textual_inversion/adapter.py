@@ -11,14 +11,13 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inarch.adapters import Adapter, SiteView, TargetSite
 from inarch.adapters.vocabulary import Learned
 from inarch.errors import InarchError
 from inarch.tree import Edit
-from inarch.weights import WeightsHeader
+from inarch.weights import WeightsHeader, write_adapter
 from inarch_textual_inversion.layout import PAIRS, TOKEN, count, layout
 
 ROLE = "embedding.tokens"
@@ -234,13 +233,11 @@ class TextualInversion(Adapter):
                 remedy='learn one word: token="<word>", vectors=4',
             )
         keys = (self._token,) if len(tensors) == 1 else PAIRS[0]
-        metadata = {
-            f"inarch.base_{k}" if k != "base" else "inarch.base": v for k, v in about.items()
-        }
-        save_file(
-            {key: t.contiguous().cpu() for key, t in zip(keys, tensors, strict=True)},
+        write_adapter(
             folder / "learned_embeds.safetensors",
-            {TOKEN: self._token, **metadata},
+            dict(zip(keys, tensors, strict=True)),
+            about,
+            {TOKEN: self._token},
         )
 
 
