@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import inarch
 from inarch.adapters import Model
 from inarch.nn import TransposedLinear
 from inarch.tree import Chain
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session", autouse=True)

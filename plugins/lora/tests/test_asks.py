@@ -13,7 +13,6 @@ from safetensors import safe_open
 import inarch
 
 diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("inarch_stable_diffusion")
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "foundation_models" / "stable_diffusion" / "tests"))
