@@ -42,6 +42,7 @@ BELOW["nn"] = BELOW["adapters"] | {"adapters"}
 
 # One file each that asks upwards, and what for.
 UPWARDS = {
+    ("errors.py", "plugins"): "a notebook shows an error as an installed package draws it",
     ("adapters/model.py", "resolve"): "`Model.adapt` is where a stack is resolved",
     ("weights/checkpoint.py", "nn"): "a checkpoint gives its tokenizer",
 }
