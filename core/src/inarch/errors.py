@@ -56,12 +56,6 @@ class InarchError(Exception):
                 lines.append(mark + text.replace("\n", "\n" + " " * len(mark)))
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str | None:
-        """How notebooks show it, where a package that draws is installed."""
-        from inarch.plugins.hooks import picture
-
-        return picture(self, "fragment")
-
     def as_dict(self) -> dict[str, str]:
         """The error as the command line's JSON envelope holds it."""
         return {

@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import inarch
-from inarch import InarchError
 from inarch.plugins.index import Finding
 from inarch.resolve import resolve
 from inarch.tree import Edit
@@ -92,13 +91,12 @@ def test_scale_is_shown_as_it_is_now(base: Any) -> None:
     assert accounts_of(model, {})[0].scale == 0.25
 
 
-def test_plans_errors_and_findings_show_themselves_in_notebooks(base: Any) -> None:
+def test_plans_and_findings_show_themselves_in_notebooks(base: Any) -> None:
     plan = resolve(base, inarch.adapter("lora", name="one"), inarch.adapter("lora", name="two"))
     assert plan._repr_html_().startswith("<details")
     assert "either order is the same program" in plan._repr_html_()
-    error = InarchError("IA402", "a <b> matches nothing", where="here", remedy="name another")
-    assert "a &lt;b&gt; matches nothing" in error._repr_html_()
-    assert Finding("IA302", "pkg", "malformed")._repr_html_().startswith("<details")
+    finding = Finding("IA302", "pkg", "a <b> is malformed", where="here", remedy="mend it")
+    assert "a &lt;b&gt; is malformed" in finding._repr_html_()
 
 
 def test_added_operations_are_two_for_each_layer_of_a_lora(model: Any) -> None:

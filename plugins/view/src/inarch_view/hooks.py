@@ -17,7 +17,7 @@ def inarch_picture(subject: Any, form: str) -> str | None:
 
     if isinstance(subject, Plan):
         return _plan(subject, form)
-    if isinstance(subject, InarchError | Finding):
+    if isinstance(subject, Finding):
         return _finding(subject, form)
     if not isinstance(subject, Model):
         return None
@@ -48,7 +48,7 @@ def _plan(plan: Any, form: str) -> str:
     raise _unknown(form, ["page", "fragment"])
 
 
-def _finding(finding: InarchError | Finding, form: str) -> str:
+def _finding(finding: Finding, form: str) -> str:
     if form != "fragment":
         raise _unknown(form, ["fragment"])
     from inarch_view.notebook import finding_fragment

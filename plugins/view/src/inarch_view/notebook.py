@@ -6,7 +6,6 @@ from html import escape
 
 from inarch.adapters import Model
 from inarch.cli.colours import LIGHT
-from inarch.errors import InarchError
 from inarch.plugins.index import Finding
 from inarch.resolve import Plan
 from inarch_view.account import accounts_of
@@ -51,13 +50,12 @@ def plan_fragment(plan: Plan) -> str:
     )
 
 
-def finding_fragment(finding: InarchError | Finding) -> str:
-    """What is wrong as a fold: the sentence in its line, where, why and the cure inside."""
+def finding_fragment(finding: Finding) -> str:
+    """What is wrong as a fold: the sentence in its line, where and the cure inside."""
     parts = [
         f"<div>{word}: {escape(text)}</div>"
         for word, text in (
             ("where", finding.where),
-            ("why", getattr(finding, "why", "")),
             ("help", finding.remedy),
         )
         if text
