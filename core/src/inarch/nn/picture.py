@@ -12,8 +12,6 @@ from torch import Tensor
 from inarch.errors import InarchError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from inarch.adapters import Request
 
 
@@ -103,7 +101,7 @@ def _read(item: Any, height: int, width: int, channels: int, name: str) -> Tenso
     return _tensor(item, height, width, "L" if channels == 1 else "RGB")
 
 
-def _tensor(image: Image, height: int, width: int, mode: str) -> Tensor:
+def _tensor(image: Any, height: int, width: int, mode: str) -> Tensor:
     from PIL.Image import Resampling
 
     if image.mode not in ("RGB", "L"):
