@@ -42,7 +42,8 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def __post_init__(self) -> None:
         if not 0.0 <= self.start < self.end <= 1.0:
             raise ValueError("start and end are shares, 0 <= start < end <= 1")
-        if self.channels not in (1, 3) or min(self.layers or 1, self.downscale or 1) < 1:
+        sizes = [size for size in (self.layers, self.downscale) if size is not None]
+        if self.channels not in (1, 3) or min(sizes, default=1) < 1:
             raise ValueError("a picture has 1 channel or 3; layers and downscale are at least 1")
 
     def config(self, widths: Sequence[int]) -> BodyConfig:
