@@ -398,3 +398,11 @@ def test_a_chain_drawn_before_is_named_and_not_drawn_again() -> None:
     drawn = repr(edited)
     assert "second: Chain\n" in drawn
     assert "[a]" in drawn
+
+
+def test_addresses_that_differ_in_words_are_not_taken_for_layers() -> None:
+    from inarch.tree.diff import folded
+
+    assert folded(["a.1.b", "a.2.b", "a.3.b"]) == "a.{1-3}.b x3"
+    assert folded(["a.waves", "control.temb"]) == "a.waves, control.temb"
+    assert folded(["a.1.b", "a.1.c"]) == "a.1.b, a.1.c"

@@ -41,7 +41,7 @@ def folded(addresses: list[str]) -> str:
     parts = [re.split(r"(?<![^.])(\d+)(?![^.])", address) for address in addresses]
     columns = list(zip(*parts, strict=False))
     moving = [i for i, column in enumerate(columns) if len(set(column)) > 1]
-    if len({len(p) for p in parts}) > 1 or len(moving) != 1:
+    if len({len(p) for p in parts}) > 1 or len(moving) != 1 or moving[0] % 2 == 0:
         return ", ".join(addresses)
     numbers = [int(n) for n in columns[moving[0]]]
     first = list(parts[0])

@@ -8,7 +8,7 @@ import msgspec
 
 from inarch.adapters import Member, Model
 from inarch.resolve.proof import prove
-from inarch.tree.diff import folded
+from inarch_view.order import folded_places
 
 
 class Account(msgspec.Struct):
@@ -81,7 +81,7 @@ def _account(member: Member, roles: dict[str, list[str]]) -> Account:
         bytes=sum(p.numel() * p.element_size() for p in parameters),
         edits=dict(Counter(edit.kind for edit in member.edits)),
         roles=list(dict.fromkeys(touched)),
-        reads=folded(reads) if reads else "",
+        reads=", ".join(folded_places(reads)),
     )
 
 
@@ -89,7 +89,7 @@ def inputs_of(model: Model) -> list[Input]:
     """The inputs of a model, the new ones first."""
     known = model.without(*model.adapters.names).inputs
     inputs = [
-        Input(name, name not in known, folded(list(where)) if where else "")
+        Input(name, name not in known, ", ".join(folded_places(where)))
         for name, where in model.inputs.items()
     ]
     return sorted(inputs, key=lambda one: not one.new)
