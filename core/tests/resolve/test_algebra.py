@@ -82,7 +82,7 @@ def test_the_verdict_is_what_comparing_both_orders_says(data: st.DataObject) -> 
         return
     grounds = Grounds({"": tree})
     prints = [footprint(its, grounds, asks=True) for its in (first, second)]
-    meeting = meet(prints[0], prints[1], grounds.inside)
+    meeting = meet(prints[0], prints[1], grounds)
     outcome = compare(tree, first, second)
     assert meeting.matters == (not outcome.equal)
     if meeting.matters:
@@ -100,7 +100,7 @@ def test_what_commutes_does_so_whatever_stands_there_already(data: st.DataObject
         return
     grounds = Grounds({"": tree})
     prints = [footprint(its, grounds, asks=True) for its in (first, second)]
-    if meet(prints[0], prints[1], grounds.inside).matters or not works(tree, there, first, second):
+    if meet(prints[0], prints[1], grounds).matters or not works(tree, there, first, second):
         return
     forward = tree.edit([*there, *first, *second])
     backward = tree.edit([*there, *second, *first])
@@ -136,7 +136,7 @@ def test_a_name_bound_in_two_chains_is_two_names() -> None:
     for export in (False, True):
         pair = [replace(tap, export=export) for tap in taps]
         prints = [footprint([tap], grounds, asks=True) for tap in pair]
-        meeting = meet(prints[0], prints[1], grounds.inside)
+        meeting = meet(prints[0], prints[1], grounds)
         assert meeting.matters == export
         assert compare(tree, pair[:1], pair[1:]).equal == (not export)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from inarch.adapters import Model
 from inarch.errors import InarchError
-from inarch.resolve import Refused
+from inarch.resolve import Refused, footprint, graph, places
 
 FC = "layers.0.inner.fc"
 
@@ -155,6 +158,27 @@ def test_what_reads_comes_before_what_replaces_what_was_read(base: Model, x: Ten
     assert refusal(base, reader, made("b", writer, before="a")).code == "IA416"
 
 
+def test_what_is_read_at_many_sites_is_told_once(base: Model) -> None:
+    sites = [FC, "head", "layers.1.inner.fc"]
+    reader = made("a", "add layers.0.out", reads=[f"{site}.weight" for site in sites])
+    writer = made("b", *(f"replace {site}" for site in sites), after="a")
+    [verdict] = base.adapt(reader, writer).order.verdicts
+    assert verdict.reason.count("is made from") == 1
+    assert f"`a` is made from `{min(sites)}.weight`, which `b` replaces" in verdict.reason
+    assert (verdict.at, verdict.deciding) == (tuple(sorted(sites)), 3)
+
+
+@pytest.mark.parametrize(
+    ("read", "site"),
+    [("left.weight", "group"), ("layers.0", FC), ("layers.0.out.weight", "layers.0"), (FC, FC)],
+)
+def test_what_was_read_is_touched_by_what_changes_a_part_of_it_or_holds_it(
+    base: Model, read: str, site: str
+) -> None:
+    stack = made("a", "add head", reads=[read]), made("b", f"replace {site}")
+    assert refusal(base, *stack).code == "IA407"
+
+
 @pytest.mark.parametrize("kind", ["add", "scale", "before", "after"])
 def test_reading_the_pristine_model_is_free(base: Model, kind: str) -> None:
     reader = made("a", "add head", reads=[FC])
@@ -249,10 +273,61 @@ def test_each_pair_of_footprints_is_compared_once_and_no_address_is_sorted_unask
 ) -> None:
     kinds = (f"add {FC}", "add head", "tap left as seen{}")
     stack = [made(f"m{i}", kinds[i % 3].format(i)) for i in range(30)]
-    monkeypatch.setattr("inarch.resolve.meeting.Places._all", None)
+    monkeypatch.setattr("inarch.resolve.places.Places._all", None)
     order = base.adapt(*stack).order
     taps = 10
     assert order.comparisons == 2 + 1 + 2 * taps + taps * (taps - 1) // 2
+
+
+def test_ordering_different_footprints_spells_no_address_and_seeks_ways_once_a_member(
+    base: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = sorted(base.pristine[""].form.index)[:6]
+    stack = [
+        made(
+            f"m{i:02}",
+            *(
+                f"{('add', 'scale', 'before')[(i + j) % 3]} {s}"
+                for j, s in enumerate(sites)
+                if i >> j & 1
+            ),
+            after=f"m{i - 1:02}" if i > 1 else (),
+        )
+        for i in range(1, 40)
+    ]
+    asked: list[str] = []
+
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def count(*args: Any) -> Any:
+            asked.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, count)
+
+    for owner, name in (
+        (places.Numbered, "spelled"),
+        (footprint.Grounds, "inside"),
+        (footprint.Grounds, "touched"),
+        (graph, "origins"),
+    ):
+        counted(owner, name)
+    order = base.adapt(*stack).order
+    assert order.comparisons == len(order.verdicts) == 39 * 38 / 2
+    assert asked == ["origins"] * 38
+
+
+def test_where_a_pair_meets_is_as_good_as_a_tuple(base: Model) -> None:
+    stack = made("a", f"add {FC}", "add head"), made("b", f"scale {FC}", "add head", after="a")
+    [verdict] = base.adapt(*stack).order.verdicts
+    where = (FC, "head")
+    assert verdict.at == where
+    assert where == verdict.at
+    assert hash(verdict.at) == hash(where)
+    assert json.dumps(verdict.as_dict()["at"]) == json.dumps(where)
+    assert (len(verdict.at), verdict.deciding) == (2, 1)
+    assert pickle.loads(pickle.dumps(verdict)) == copy.deepcopy(verdict) == verdict
 
 
 def test_what_is_merged_comes_before_all_that_is_not(base: Model) -> None:

@@ -82,19 +82,21 @@ def arranged(
     for one in said:
         follows.setdefault(one.first, []).append(one.second)
     names = [member.name for member in members]
-    circles = graph.cycles(names, follows)
+    circles = found = graph.cycles(names, follows)
     problems += [circle_error(circle, said) for circle in circles[:_SHOWN]]
-    while found := graph.cycles(names, follows):  # only to see what else is wrong
+    while found:  # only to see what else is wrong
         for circle in found:
             follows[circle[-1]].remove(circle[0])
-    grounds = Grounds(trees)
+        found = graph.cycles(names, follows)
+    grounds = Grounds(trees, _addresses(members))
     pairs = _Pairs(members, grounds)
     after, spoken = graph.reach(names, follows), speakers(said)
+    came = {name: graph.origins(name, follows) for name in follows}
     verdicts: list[Verdict] = []
     earlier: dict[str, list[str]] = {}
     for a, b in pairs.all():
         meeting = pairs.meeting(a, b)
-        verdict = _verdict(a.name, b.name, meeting, after, spoken, follows)
+        verdict = _verdict(a.name, b.name, meeting, after, spoken, came)
         verdicts.append(verdict)
         if meeting.matters:
             earlier.setdefault(verdict.b, []).append(verdict.a)
@@ -106,12 +108,21 @@ def arranged(
     return Order(flat, tuple(map(tuple, layers)), tuple(verdicts), pairs.compared), problems
 
 
+def _addresses(members: Sequence[Edited]) -> list[str]:
+    """All that edits stand at or were made from, sorted."""
+    found: set[str] = set()
+    for member in members:
+        found.update([edit.address for edit in member.edits])
+        found.update(*[edit.reads for edit in member.edits if edit.reads])
+    return sorted(found)
+
+
 class _Pairs:
     """The meetings of all pairs; members of one footprint are looked at once."""
 
     def __init__(self, members: Sequence[Edited], grounds: Grounds) -> None:
         self.members = sorted(members, key=lambda m: m.name)
-        binding = any(edit.names for member in members for edit in member.edits)
+        binding = any([edit.names for edit in member.edits if edit.names] for member in members)
         prints = [footprint(m.edits, grounds, asks=binding) for m in self.members]
         known: dict[object, int] = {}
         self._of: dict[str, int] = {}
@@ -135,7 +146,7 @@ class _Pairs:
             if other is None:
                 self.compared += 1
                 first, second = (self._prints[number] for number in key)
-                self._met[key] = meet(first, second, self._grounds.inside)
+                self._met[key] = meet(first, second, self._grounds)
             else:
                 self._met[key] = other.turned()
         return self._met[key]
@@ -147,7 +158,7 @@ def _verdict(
     meeting: Meeting,
     after: Mapping[str, set[str]],
     spoken: Mapping[tuple[str, str], Precedence],
-    follows: Mapping[str, Sequence[str]],
+    came: Mapping[str, Mapping[str, str]],
 ) -> Verdict:
     reason = meeting.reason.replace("{a}", f"`{a}`").replace("{b}", f"`{b}`")
     at = meeting.at
@@ -159,7 +170,7 @@ def _verdict(
     if not forward and a not in after.get(b, ()):
         return Verdict(a, b, "undecided", reason, at, at.deciding)
     first, second = (a, b) if forward else (b, a)
-    way = graph.path(first, second, follows)
+    way = graph.path(first, second, came[first])
     steps = [spoken[pair] for pair in pairwise(way)]
     why = "; ".join(dict.fromkeys(step.why for step in steps))
     if not (meeting.forward if forward else meeting.backward):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import cast
 
 from torch import nn
 
+from inarch.resolve.places import Numbered
 from inarch.tree import Chain, Edit, Use
 from inarch.tree.signature import of_function, of_module
 from inarch.tree.steps import Combinator, Labelled, Let, Ref, Site, walk
@@ -17,23 +20,25 @@ from inarch.tree.steps import Combinator, Labelled, Let, Ref, Site, walk
 class Footprint:
     """Where one adapter's edits stand. Two adapters of equal footprints meet others alike.
 
+    All are sets of addresses, as the bits of `Grounds.sites`.
+
     Attributes:
-        kinds: for each kind of edit but `provide`, the exact addresses it is made at.
-        reads: addresses of what the edits were made from.
+        kinds: for each kind of edit but `provide`, where it is made.
+        reads: what the edits were made from.
+        over: what was read and all that is above it.
         binds: for each name that a `tap` or `provide` binds, the Chains it is known in.
         asks: for each name that steps need and don't bind, the Chains it is sought in.
-        all: every address.
-        kin: for each kind of edit and each kin, the addresses where such edits are.
+        all: wherever an edit is made.
+        kin: for each kind of edit and each kin, where such edits are.
     """
 
-    kinds: Mapping[str, frozenset[str]]
-    reads: frozenset[str] = frozenset()
-    binds: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
-    asks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
-    all: frozenset[str] = frozenset()
-    kin: Mapping[tuple[str, str], frozenset[str]] = field(
-        default_factory=dict[tuple[str, str], frozenset[str]]
-    )
+    kinds: Mapping[str, int]
+    reads: int = 0
+    over: int = 0
+    binds: Mapping[str, int] = field(default_factory=dict[str, int])
+    asks: Mapping[str, int] = field(default_factory=dict[str, int])
+    all: int = 0
+    kin: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
 
     @property
     def key(self) -> object:
@@ -50,32 +55,35 @@ def footprint(edits: Iterable[Edit], grounds: Grounds, *, asks: bool) -> Footpri
         grounds: of the trees they are made to.
         asks: whether to look into the steps for the names they need, which costs more.
     """
-    kinds: dict[str, set[str]] = {}
-    binds: dict[str, frozenset[str]] = {}
-    asked: dict[str, frozenset[str]] = {}
-    reads: set[str] = set()
-    kin: dict[tuple[str, str], frozenset[str]] = {}
+    stood: dict[str, list[str]] = {}
+    binds: dict[str, int] = {}
+    asked: dict[str, int] = {}
+    kin: dict[tuple[str, str], int] = {}
+    read: list[str] = []
+    sites = grounds.sites
     edits = tuple(edits)
     for edit in edits:
-        if edit.kind != "provide":
-            try:
-                kinds[edit.kind].add(edit.address)
-            except KeyError:
-                kinds[edit.kind] = {edit.address}
-        for name in edit.names:
-            binds[name] = binds.get(name, frozenset()) | grounds.known_in(edit, name)
+        try:
+            stood[edit.kind].append(edit.address)
+        except KeyError:
+            stood[edit.kind] = [edit.address]
         if edit.reads:
-            reads.update(edit.reads)
+            read += edit.reads
+        if edit.names:
+            for name in edit.names:
+                binds[name] = binds.get(name, 0) | sites.mask(grounds.known_in(edit, name))
         if edit.kin:
             alike = (edit.kind, edit.kin)
-            kin[alike] = kin.get(alike, frozenset()) | {edit.address}
+            kin[alike] = kin.get(alike, 0) | sites[edit.address]
+    kinds = {kind: sites.mask(where) for kind, where in stood.items() if kind != "provide"}
     for edit in edits if asks else ():
         for name in needs(edit):
-            asked[name] = asked.get(name, frozenset()) | grounds.above(edit.address)
-    frozen = {kind: frozenset(addresses) for kind, addresses in kinds.items()}
-    every = next(iter(frozen.values())) if len(frozen) == 1 else frozenset().union(*frozen.values())
-    asked = {name: chains for name, chains in asked.items() if name not in binds}
-    return Footprint(frozen, frozenset(reads), binds, asked, every, kin)
+            if name not in binds:
+                asked[name] = asked.get(name, 0) | sites.mask(grounds.above(edit.address))
+    over = reduce(or_, map(grounds.over, read), 0)
+    return Footprint(
+        kinds, sites.mask(read), over, binds, asked, reduce(or_, kinds.values(), 0), kin
+    )
 
 
 class Grounds:
@@ -83,11 +91,19 @@ class Grounds:
 
     Args:
         trees: by name; a model of one tree calls it "".
+        addresses: such as will be asked for, in the order in which they are to be told.
+
+    Attributes:
+        sites: the bit of each address.
     """
 
-    def __init__(self, trees: Mapping[str, Chain]) -> None:
+    def __init__(self, trees: Mapping[str, Chain], addresses: Iterable[str] = ()) -> None:
         self.trees = trees
+        self.sites = Numbered(addresses)
         self._inside: dict[str, frozenset[str]] = {}
+        self._over: dict[str, int] = {}
+        self._under: dict[str, int] = {}
+        self._around: dict[int, tuple[int, int]] = {}
 
     def within(self, address: str) -> tuple[str, Chain, str]:
         """The tree an address is in, and the address from there."""
@@ -146,9 +162,42 @@ class Grounds:
             self._inside[address] = frozenset(found)
         return self._inside[address]
 
+    def over(self, read: str) -> int:
+        """What is read and all above it, as a set."""
+        if read not in self._over:
+            self._over[read] = self.sites.mask(_upwards(read))
+            for address in _upwards(read):
+                self._under[address] = self._under.get(address, 0) | self.sites[read]
+        return self._over[read]
 
-def needs(edit: Edit) -> set[str]:
+    def around(self, sites: int) -> tuple[int, int]:
+        """What is inside any of a set of sites, and what is above any of them, as sets."""
+        if sites not in self._around:
+            within = above = 0
+            for site in self.sites.spelled(sites):
+                within |= self.sites.mask(self.inside(site))
+                above |= self.sites.mask(_upwards(site)[1:])
+            self._around[sites] = within, above
+        return self._around[sites]
+
+    def touched(self, site: str) -> int:
+        """What was read of a site, of what is inside it, or whole with the site in it, as a set."""
+        found = self.sites.mask(_upwards(site))
+        for address in (site, *self.inside(site)):
+            found |= self._under.get(address, 0)
+        return found
+
+
+def _upwards(address: str) -> list[str]:
+    """An address and those above it."""
+    parts = address.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def needs(edit: Edit) -> Collection[str]:
     """The names an edit's step needs of whoever is around it."""
+    if isinstance(edit.step, nn.Module):
+        return of_module(edit.step).needs
     asked: set[str] = set()
     bound: set[str] = set()
     for step in walk(edit.step):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 
 
-def path(start: str, end: str, follows: Mapping[str, Sequence[str]]) -> list[str]:
-    """The shortest way from one name to another, both included; empty where there is none.
+def origins(start: str, follows: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """For each name that can be reached from one, that from which it is reached first.
 
     Of equally short ways the first by name, so that nothing depends on hashing.
     """
@@ -16,20 +17,37 @@ def path(start: str, end: str, follows: Mapping[str, Sequence[str]]) -> list[str
     while ahead:
         at = ahead.popleft()
         for name in sorted(follows.get(at, ())):
-            if name == end:
-                way = [end, at]
-                while way[-1] != start:
-                    way.append(came[way[-1]])
-                return way[::-1]
-            if name not in came and name != start:
+            if name not in came:
                 came[name] = at
-                ahead.append(name)
-    return []
+                if name != start:
+                    ahead.append(name)
+    return came
+
+
+def path(start: str, end: str, came: Mapping[str, str]) -> list[str]:
+    """The shortest way from one name to another, both included; empty where there is none.
+
+    Args:
+        start: the first.
+        end: the last.
+        came: the `origins` of the first.
+    """
+    if end not in came:
+        return []
+    way = [end, came[end]]
+    while way[-1] != start:
+        way.append(came[way[-1]])
+    return way[::-1]
 
 
 def cycles(names: Iterable[str], follows: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Cycles that share no name, the shortest first, each beginning with its first by name."""
-    ways = [way[:-1] for name in sorted(names) if (way := path(name, name, follows))]
+    try:
+        TopologicalSorter(follows).prepare()
+        return []
+    except CycleError:
+        pass
+    ways = [way[:-1] for name in sorted(names) if (way := path(name, name, origins(name, follows)))]
     found: list[list[str]] = []
     taken: set[str] = set()
     for way in sorted(ways, key=lambda w: (len(w), w)):
@@ -48,7 +66,8 @@ def reach(names: Sequence[str], follows: Mapping[str, Sequence[str]]) -> dict[st
         if name not in after:
             after[name] = set()
             for one in follows.get(name, ()):
-                after[name] |= {one} | visit(one)
+                after[name].add(one)
+                after[name] |= visit(one)
         return after[name]
 
     for name in names:

@@ -7,64 +7,16 @@ For two edits at one site its answer depends on their kinds alone: `inarch.resol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from functools import cache
+from typing import Literal, TypeAlias
 
-from inarch.resolve.footprint import Footprint
+from inarch.resolve.footprint import Footprint, Grounds
 from inarch.resolve.kinds import COMMUTING, DOES
+from inarch.resolve.places import Places
 
 Word = Literal["commute", "ordered", "user", "conflict", "undecided"]
-
-
-class Places(Sequence[str]):
-    """Addresses, those that decide first, each part sorted: when looked at, and not before.
-
-    Fifty adapters meet in more than a thousand pairs, of which few are ever printed.
-    """
-
-    __slots__ = ("_deciding", "_others", "_sorted")
-
-    def __init__(self, deciding: frozenset[str], others: frozenset[str]) -> None:
-        self._deciding = deciding
-        self._others = others
-        self._sorted: tuple[str, ...] | None = None
-
-    @property
-    def deciding(self) -> int:
-        """How many of them decide."""
-        return len(self._deciding)
-
-    def _all(self) -> tuple[str, ...]:
-        if self._sorted is None:
-            rest = self._others - self._deciding
-            self._sorted = (*sorted(self._deciding), *sorted(rest))
-        return self._sorted
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
-        return self._all()[index]
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-    def __bool__(self) -> bool:
-        return bool(self._deciding or self._others)
-
-    def __contains__(self, address: object) -> bool:
-        return address in self._deciding or address in self._others
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Places | tuple) and self._all() == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(self._all())
-
-    def __repr__(self) -> str:
-        return repr(self._all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,46 +74,44 @@ class Verdict:
         }
 
 
-def meet(a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]) -> Meeting:
+def meet(a: Footprint, b: Footprint, grounds: Grounds) -> Meeting:
     """How the edits of two footprints meet.
 
     Args:
         a: of the one.
         b: of the other.
-        inside: the sites below one, and of its own Chain those it is made of.
+        grounds: those that both were made on.
     """
     facts: list[_Fact] = []
     if a.binds or b.binds:
         facts += _names(a, b)
     if "replace" in a.kinds or "replace" in b.kinds:
-        facts += _losses(a, b, inside)
+        facts += _losses(a, b, grounds)
     if a.reads or b.reads:
-        facts += _readings(a, b, inside)
+        facts += _readings(a, b, grounds)
     facts += _kinds(a, b)
-    if len(facts) == 1 and len(a.kinds) == len(b.kinds) == 1:
-        [one] = facts
-        return Meeting(Places(one.at, one.at), True, one.forward, one.backward, one.reason)
     at = a.all & b.all
     if not facts:
-        return Meeting(Places(frozenset(), at), reason=_why_commuting(a, b, at))
-    decisive = frozenset[str]().union(*(fact.at for fact in facts))
-    return Meeting(
-        Places(decisive, at),
-        True,
-        all(f.forward for f in facts),
-        all(f.backward for f in facts),
-        "; ".join(dict.fromkeys(f.reason for f in facts)),
-    )
+        return Meeting(Places(grounds.sites, 0, at), reason=_why_commuting(a, b))
+    decisive, forward, backward = 0, True, True
+    reasons: dict[str, None] = {}
+    for where, reason, may_lead, may_follow in facts:
+        decisive |= where
+        forward &= may_lead
+        backward &= may_follow
+        reasons[reason] = None
+    places = Places(grounds.sites, decisive, at | decisive)
+    return Meeting(places, True, forward, backward, "; ".join(reasons))
 
 
-def _why_commuting(a: Footprint, b: Footprint, at: frozenset[str]) -> str:
-    if not at:
+def _why_commuting(a: Footprint, b: Footprint) -> str:
+    if not a.all & b.all:
         return "they meet nowhere"
     kinds = [
         (first, second)
         for first, ours in a.kinds.items()
         for second, theirs in b.kinds.items()
-        if not ours.isdisjoint(theirs)
+        if ours & theirs
     ]
     same = sorted({first for first, second in kinds if first == second})
     parts = [f"each {DOES[kind]}" for kind in same]
@@ -170,69 +120,80 @@ def _why_commuting(a: Footprint, b: Footprint, at: frozenset[str]) -> str:
     return f"{' and '.join(parts)}, and either order is the same program"
 
 
-@dataclass(frozen=True, slots=True)
-class _Fact:
-    """One way in which the order of two footprints matters."""
-
-    at: frozenset[str]
-    reason: str
-    forward: bool = True
-    backward: bool = True
+_Fact: TypeAlias = tuple[int, str, bool, bool]
+"""A way in which the order of two matters: the set of where, why, whether the first may lead, and
+whether it may follow."""
 
 
 def _kinds(a: Footprint, b: Footprint) -> Iterator[_Fact]:
-    """Edits at one site whose kinds don't commute; a replacement can only come first."""
+    """Edits at one site whose kinds don't commute."""
     for first, ours in a.kinds.items():
         for second, theirs in b.kinds.items():
-            if frozenset((first, second)) in COMMUTING:
-                continue
             both = ours & theirs
-            if first == second:
-                both -= _akin(a, b, first)
-            if both:
-                reason = f"{{a}} {DOES[first]} where {{b}} {DOES[second]}"
-                if "replace" in (first, second):
-                    reason += ", and what is replaced is lost"
-                yield _Fact(both, reason, forward=second != "replace", backward=first != "replace")
+            if both and (clash := _clash(first, second)):
+                if first == second and a.kin and b.kin:
+                    both &= ~_akin(a, b, first)
+                if both:
+                    yield both, *clash
 
 
-def _akin(a: Footprint, b: Footprint, kind: str) -> frozenset[str]:
+@cache
+def _clash(first: str, second: str) -> tuple[str, bool, bool] | None:
+    """Why the order of two kinds matters, and which may come first: a replacement can't but so."""
+    if frozenset((first, second)) in COMMUTING:
+        return None
+    reason = f"{{a}} {DOES[first]} where {{b}} {DOES[second]}"
+    if "replace" in (first, second):
+        reason += ", and what is replaced is lost"
+    return reason, second != "replace", first != "replace"
+
+
+def _akin(a: Footprint, b: Footprint, kind: str) -> int:
     """Where both have edits of one kin, which are sorted by name as sums are."""
-    alike = (a.kin[key] & b.kin[key] for key in a.kin.keys() & b.kin.keys() if key[0] == kind)
-    return frozenset[str]().union(*alike)
+    found = 0
+    for key, where in a.kin.items():
+        if key[0] == kind:
+            found |= where & b.kin.get(key, 0)
+    return found
 
 
-def _losses(a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]) -> Iterator[_Fact]:
+def _losses(a: Footprint, b: Footprint, grounds: Grounds) -> Iterator[_Fact]:
     """A replacement loses every edit inside what it replaces, whichever comes first."""
     for mine, theirs, who, whom, _ in _both(a, b):
-        for site in sorted(mine.kinds.get("replace", ())):
-            lost = inside(site) & theirs.all
+        replaced = mine.kinds.get("replace", 0)
+        if not replaced or not grounds.around(replaced)[0] & theirs.all:
+            continue
+        for site in sorted(grounds.sites.spelled(replaced)):
+            lost = grounds.sites.mask(grounds.inside(site)) & theirs.all
             if lost:
                 reason = f"{who} replaces `{site}`, and {whom} edits what is inside it"
-                yield _Fact(lost, reason, forward=False, backward=False)
+                yield lost, reason, False, False
 
 
-def _readings(
-    a: Footprint, b: Footprint, inside: Callable[[str], frozenset[str]]
-) -> Iterator[_Fact]:
-    """Edits are made from the pristine model: what replaces or wraps what was read comes later."""
+def _readings(a: Footprint, b: Footprint, grounds: Grounds) -> Iterator[_Fact]:
+    """Edits are made from the pristine model: what replaces or wraps what was read comes later.
+
+    One fact for all sites, which names what is read at the first of them.
+    """
     for reader, writer, who, whom, first in _both(a, b):
-        if not reader.reads:
-            continue
         for kind in ("replace", "wrap"):
-            for site in sorted(writer.kinds.get(kind, ())):
-                within = inside(site)
-                for read in sorted(reader.reads):
-                    if _touches(read, site, within):
-                        reason = f"{who} is made from `{read}`, which {whom} {DOES[kind]}"
-                        at = frozenset((site,))
-                        yield _Fact(at, reason, forward=first, backward=not first)
+            at = _read_at(reader, writer.kinds.get(kind, 0), grounds)
+            if at:
+                reads = reader.reads & grounds.touched(grounds.sites.first(at))
+                read = grounds.sites.first(reads)
+                reason = f"{who} is made from `{read}`, which {whom} {DOES[kind]}"
+                yield at, reason, first, not first
 
 
-def _touches(read: str, site: str, within: frozenset[str]) -> bool:
-    return (
-        read == site or read in within or read.startswith(f"{site}.") or site.startswith(f"{read}.")
-    )
+def _read_at(reader: Footprint, sites: int, grounds: Grounds) -> int:
+    """Of a set of sites, those that an adapter was made from."""
+    if not sites or not reader.reads:
+        return 0
+    within, above = grounds.around(sites)
+    if not (within & reader.over or above & reader.reads):
+        return sites & reader.over
+    named = grounds.sites.spelled(sites)
+    return grounds.sites.mask(site for site in named if grounds.touched(site) & reader.reads)
 
 
 def _names(a: Footprint, b: Footprint) -> Iterator[_Fact]:
@@ -240,13 +201,13 @@ def _names(a: Footprint, b: Footprint) -> Iterator[_Fact]:
     for name in sorted(a.binds.keys() & b.binds.keys()):
         chains = a.binds[name] & b.binds[name]
         if chains:
-            yield _Fact(chains, f"both bind the name `{name}`", forward=False, backward=False)
+            yield chains, f"both bind the name `{name}`", False, False
     for binder, asker, who, whom, first in _both(a, b):
         for name in sorted(binder.binds.keys() & asker.asks.keys()):
             chains = binder.binds[name] & asker.asks[name]
             if chains:
                 reason = f"{whom} asks for `{name}`, a name that {who} binds"
-                yield _Fact(chains, reason, forward=first, backward=not first)
+                yield chains, reason, first, not first
 
 
 def _both(a: Footprint, b: Footprint) -> tuple[tuple[Footprint, Footprint, str, str, bool], ...]:
