@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from small_unets import SMALL, XL, randomised
 
@@ -70,9 +71,8 @@ def saved(
     **settings: Any,
 ) -> Path:
     """Save a small pipeline of random weights; `settings` are the UNet's."""
-    import diffusers
-    import transformers
-
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
     size = vocabulary(path / "tokenizer")
     ends = {"vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1}
     config = transformers.CLIPTextConfig(**{**TEXT, **ends})
