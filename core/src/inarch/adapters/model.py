@@ -1,42 +1,36 @@
-"""Model: trees, what is known of them, and the adapters put into them. A value."""
+"""Model: a foundation model and the adapters put into it. A value."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from inarch.adapters.adapter import SiteView
 from inarch.adapters.asks import asked, asks_of
-from inarch.adapters.example import Example
+from inarch.adapters.foundation import Foundation
 from inarch.adapters.graft import filled, installed, split
 from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.adapters.telling import tell
 from inarch.adapters.vocabulary import taught, with_words
-from inarch.errors import InarchError
-from inarch.identity import of_tensors
 from inarch.plugins.hooks import picture
 from inarch.resolve.arrange import Order, arrange, arranged
 from inarch.resolve.digest import of_members
 from inarch.resolve.refusal import refuse
 from inarch.stack import AdapterSpec, Stack, specs_of
-from inarch.tree import Chain, Found, Selection
-from inarch.tree.address import compiled
+from inarch.tree import Chain
 from inarch.tree.diff import diff
 
 if TYPE_CHECKING:
     from inarch.nn.tokenizer import Tokenizer
-    from inarch.weights import Checkpoint
 
 
-class Model:
+class Model(Foundation):
     """A foundation model, adapted or not.
 
     A model is a value: `adapt`, `without` and `merge` give new ones, and the one they are called
@@ -45,119 +39,21 @@ class Model:
     to the base: it is placed when it is loaded, frozen and in evaluation mode.
 
     Args:
-        trees: by name; a model of one tree calls it "".
-        config: what the family's `parse_config` made of the checkpoint's configuration.
-        roles: for each role, the address pattern of its sites.
-        checkpoint: where the weights came from.
-        tokenizer: for models of text.
-        family: the id of the foundation model's plugin.
+        trees, config, roles, checkpoint, tokenizer, family: see `Foundation`.
     """
 
-    ignored: ClassVar[tuple[str, ...]] = ()
-    """Patterns of tensors in old checkpoints that the tree has no place for and need not."""
-
-    def __init__(
-        self,
-        trees: Mapping[str, Chain],
-        config: Any = None,
-        *,
-        roles: Mapping[str, str] | None = None,
-        checkpoint: Checkpoint | None = None,
-        tokenizer: Tokenizer | None = None,
-        family: str = "",
-    ) -> None:
-        self.trees = dict(trees)
-        self.config = config
-        self.roles = dict(roles or {})
-        self.checkpoint = checkpoint
-        self.tokenizer = tokenizer
-        self.family = family
-        self.pristine: Mapping[str, Chain] = self.trees
+    def __init__(self, trees: Mapping[str, Chain], config: Any = None, **known: Any) -> None:
+        super().__init__(trees, config, **known)
         self.adapters = Members()
         self.order = Order()
-        self._sites: SiteView | None = None
         self._grown: Mapping[str, Tokenizer] = {}
 
-    @classmethod
-    def reading(cls, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint as this family reads it: the same, or one that presents it otherwise.
-
-        For names that files of one family have in two ways, and tokenizers in files of their own.
-        """
-        return checkpoint
-
-    @classmethod
-    def dtype_of(cls, config: Any, tree: str, dtype: torch.dtype) -> torch.dtype:
-        """The dtype a tree is loaded in where `dtype` was asked for, or is the file's own."""
-        return dtype
-
-    @classmethod
-    def parse_config(cls, config: dict[str, Any]) -> Any:
-        """The family's configuration from a checkpoint's; unsupported settings are errors."""
-        raise NotImplementedError
-
-    @classmethod
-    def build(cls, config: Any) -> dict[str, Chain]:
-        """The trees of a configuration."""
-        raise NotImplementedError
-
-    @classmethod
-    def tiny_configs(cls) -> Mapping[str, dict[str, Any]]:
-        """Configurations of very small models of this family, by what each of them shows.
-
-        As a checkpoint's `config.json` has them, of a few thousand weights, together with every
-        branch that the tree takes. Tests make random models of them: `inarch.testing` does for
-        every adapter that is installed.
-        """
-        return {}
-
-    def examples(self) -> Sequence[Example]:
-        """Inputs of small forwards, on the model's device: at least one for each tree.
-
-        The resolver proves a stack on them, and tests run them. Values are the same each time.
-        """
-        return ()
-
-    # What it is
-
-    @property
-    def tree(self) -> Chain:
-        """The tree of a model that has one."""
-        if len(self.trees) != 1:
-            raise InarchError(
-                "IA412",
-                "this model has several trees",
-                why=f"they are: {', '.join(self.trees)}",
-                remedy='name one: model.trees["..."]',
-            )
-        return next(iter(self.trees.values()))
-
-    @property
-    def sites(self) -> SiteView:
-        """The sites of the pristine trees."""
-        if self._sites is None:
-            settings = None if self.checkpoint is None else self.checkpoint.config
-            own = self.own_tokenizers()
-            self._sites = SiteView(self.pristine, self.roles, settings, own)
-        return self._sites
-
-    def own_tokenizers(self) -> Mapping[str, Tokenizer]:
-        """The base's tokenizers, by the tree that reads their ids."""
-        return {} if self.tokenizer is None else dict.fromkeys(self.trees, self.tokenizer)
+    # What its adapters make of it
 
     @property
     def tokenizers(self) -> Mapping[str, Tokenizer]:
         """The tokenizers, by tree, with the tokens that adapters taught."""
         return {**self.sites.tokenizers, **self._grown}
-
-    @property
-    def inputs(self) -> dict[str, tuple[str, ...]]:
-        """Each input by name, with the addresses of the steps that ask for it."""
-        inputs: dict[str, tuple[str, ...]] = {}
-        for name, tree in self.trees.items():
-            for key, where in tree.inputs.items():
-                inputs[key] = inputs.get(key, ()) + tuple(_joined(name, a) for a in where)
-        return inputs
 
     def read_inputs(self, given: Mapping[str, Any], request: Request) -> dict[str, Any]:
         """What the trees get for the inputs that adapters added, each read by its adapter.
@@ -178,43 +74,6 @@ class Model:
             m.name for m in self.adapters if not m.merged and not m.adapter.acts(start, end)
         )
 
-    def select(
-        self,
-        pattern: str | None = None,
-        *,
-        role: str | None = None,
-        type: type | tuple[type, ...] | None = None,
-        where: Callable[[Found], bool] | None = None,
-        count: int | None = None,
-    ) -> Selection:
-        """The sites of a pattern, a role (`attention.*`), a class and a predicate, all of them.
-
-        Raises:
-            InarchError: IA113 for a malformed pattern, IA114 where the count is another, IA402
-                for a role the model doesn't have.
-        """
-        wanted = None if role is None else {s.address for s in self.sites.find([role])}
-        found: list[Found] = []
-        for name, tree in self.trees.items():
-            for one in tree.select(type=type, where=where):
-                found.append(Found(_joined(name, one.address), one.step, one.module, one.chain))
-        if pattern is not None:
-            match = compiled(pattern).fullmatch
-            found = [one for one in found if match(one.address)]
-        if wanted is not None:
-            found = [one for one in found if one.address in wanted]
-        asked = " and ".join(part for part in (pattern, role and f"role {role}") if part)
-        selection = Selection(tuple(found), asked or "everything")
-        return selection if count is None else selection.expect(count)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor by its name: the base's as its checkpoint has them, and the adapters'."""
-        return {
-            _joined(name, key): tensor
-            for name, tree in self.trees.items()
-            for key, tensor in tree.state_dict().items()
-        }
-
     @property
     def digest(self) -> str:
         """What identifies the stack this model has: equal for every order it may be written in.
@@ -223,28 +82,6 @@ class Model:
         are merged; not the base, which `fingerprint` is for, and not what training changed.
         """
         return of_members(self.order.names, self.adapters)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        for tree in self.trees.values():
-            yield from tree.parameters()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def fingerprint(self) -> str:
-        """What identifies the base's weights: from its file, else from the tensors themselves."""
-        if self.checkpoint is not None:
-            return self.checkpoint.fingerprint()
-        return of_tensors(
-            (_joined(name, key), tensor)
-            for name, tree in self.pristine.items()
-            for key, tensor in sorted(tree.state_dict().items())
-        )
 
     @property
     def asks(self) -> dict[str, Any]:
@@ -378,7 +215,3 @@ def _without(member: Member, gone: Sequence[str], order: Order) -> Member:
     after = tuple(name for name in told if name not in gone)
     before = tuple(name for name in member.spec.before if name not in gone)
     return replace(member, spec=replace(member.spec, after=after, before=before))
-
-
-def _joined(tree: str, address: str) -> str:
-    return f"{tree}.{address}" if tree and address else tree or address
