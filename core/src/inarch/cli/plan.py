@@ -12,7 +12,7 @@ from inarch.cli.output import Output, json_option
 if TYPE_CHECKING:
     from inarch.resolve.meeting import Verdict
     from inarch.resolve.plan import Plan
-    from inarch.resolve.proof import Proof
+    from inarch.resolve.proof import Proof, Run
 
 
 @click.command()
@@ -92,18 +92,22 @@ def _print_proof(proof: Proof, output: Output) -> None:
     click.echo()
     for line in proof.unproved:
         click.echo(f"not proved: {line}")
-    for run in proof.runs:
-        shapes = ", ".join(run.outputs)
-        kept = "as before" if run.outputs == run.before else f"was {', '.join(run.before)}"
-        more = run.operations - run.operations_before
-        where = f"{run.tree}: " if run.tree else ""
-        click.echo(f"proved: {where}{shapes} out, {kept}; {more} operations more")
+    for line in dict.fromkeys(_proved(run) for run in proof.runs):
+        click.echo(f"proved: {line}")
     for promise in proof.changes:
         click.echo(f"promised: {promise}")
     added = sum(proof.adapter_bytes.values())
     free = "" if proof.free is None else f" of {_mib(proof.free)} free"
     click.echo(f"weights: {_mib(proof.base_bytes)}, adapters {_mib(added)}")
     click.echo(f"memory: {_mib(proof.needed)}{free} on {proof.device}")
+
+
+def _proved(run: Run) -> str:
+    """What a run showed; two runs of other values and equal shapes show the same."""
+    kept = "as before" if run.outputs == run.before else f"was {', '.join(run.before)}"
+    where = f"{run.tree}: " if run.tree else ""
+    more = run.operations - run.operations_before
+    return f"{where}{', '.join(run.outputs)} out, {kept}; {more} operations more"
 
 
 def _made(edits: dict[str, int]) -> str:

@@ -81,6 +81,19 @@ class Running(Subject):
         expected = [(t.shape, t.dtype) for t in outputs(real)]
         assert [(t.shape, t.dtype) for t in outputs(unreal)] == expected
 
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_on_a_gpu_it_gives_what_it_gives_on_a_cpu(self, tiny: Tiny) -> None:
+        here, there = self.trained(tiny.build()), self.fresh(tiny.build(device="cuda"))
+        there.adapters[NAME].trainable = False
+        values = self.parameters(here)
+        with torch.no_grad():
+            for name, parameter in self.parameters(there).items():
+                parameter.copy_(values[name])
+        assert all(p.is_cuda for p in there.parameters())
+        found = outputs(there)
+        assert all(tensor.is_cuda for tensor in found)
+        assert_close([t.cpu() for t in found], outputs(here), within=max(self.within, 1e-4))
+
     def test_compiled_whole_it_gives_the_same_and_another_scale_compiles_nothing(
         self, quick: Model
     ) -> None:
