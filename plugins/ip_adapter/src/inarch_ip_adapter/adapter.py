@@ -192,7 +192,7 @@ class IPAdapter(Adapter):
             areas = pictures(value, *size, channels=1, name=added.name)
             return {added.name: (areas >= 0.5).to(*where).transpose(0, 1)}
         if added.name == f"{self.name}_image":
-            wanted, unwanted = self.encoder.embeddings(value, self.projection, added.name)
+            wanted, unwanted = self.encoder.embeddings(value, self.projection, request.device)
             rows = torch.cat([unwanted, wanted]) if request.guided else wanted
             repeated = rows.repeat_interleave(request.batch, dim=0) if request.guided else rows
             return {f"{self.name}_embedding": repeated.to(*where)}

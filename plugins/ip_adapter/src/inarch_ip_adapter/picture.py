@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,20 +21,28 @@ class Encoder:
 
     def __init__(self, folder: str | None) -> None:
         self.folder = folder
+        self._models: dict[torch.device, Any] = {}
 
-    @cached_property
-    def model(self) -> Any:
+    def model(self, device: torch.device) -> Any:
+        """The tower, opened once for each device it is asked for on."""
         import inarch
 
-        return inarch.load(str(self.folder))
+        if device not in self._models:
+            self._models[device] = inarch.load(str(self.folder), device=str(device))
+        return self._models[device]
 
-    def embeddings(self, value: Any, c: Projection, name: str) -> tuple[Tensor, Tensor]:
+    def embeddings(self, value: Any, c: Projection, device: torch.device) -> tuple[Tensor, Tensor]:
         """What the adapter reads of pictures, and of none, each [1, pictures, ...].
+
+        Args:
+            value: a path, an image, a tensor, or several of them.
+            c: the sizes of what reads them.
+            device: where the tower runs.
 
         Raises:
             InarchError: IA464 where the tower does not suit the adapter.
         """
-        model = self.model
+        model = self.model(device)
         if not hasattr(model, "embed_image") or c.kind.startswith("faceid"):
             raise self._unsuited("the adapter reads faces" if hasattr(model, "embed_image") else "")
         several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))

@@ -23,17 +23,22 @@ class Windows:
     stride: int
     circular: bool = False
 
-    def places(self, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
-        """The rows and the columns of each window, from the top left."""
+    def places(
+        self, height: int, width: int, device: torch.device | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The rows and the columns of each window, from the top left, columns on a device."""
         tall, wide = min(self.size, height), min(self.size, width)
         around = self.circular and width > self.size
         lefts = range(0, width, self.stride) if around else self._starts(width)
         for top in self._starts(height):
             for left in lefts:
-                yield slice(top, top + tall), (torch.arange(wide) + left) % width
+                columns = (torch.arange(wide, device=device) + left) % width
+                yield slice(top, top + tall), columns
 
     def count(self, height: int, width: int) -> int:
-        return sum(1 for _ in self.places(height, width))
+        around = self.circular and width > self.size
+        lefts = len(range(0, width, self.stride)) if around else len(self._starts(width))
+        return len(self._starts(height)) * lefts
 
     def _starts(self, length: int) -> list[int]:
         if length <= self.size:
@@ -49,8 +54,8 @@ def size_of(x: Tensor) -> tuple[int, int]:
 
 def parted(x: Tensor, *, windows: Windows = Windows(64, 16)) -> Tensor:
     """[batch, channels, height, width] as windows, [batch * count, channels, size, size]."""
-    places = windows.places(*size_of(x))
-    views = [x[:, :, rows][..., columns.to(x.device)] for rows, columns in places]
+    places = windows.places(*size_of(x), x.device)
+    views = [x[:, :, rows][..., columns] for rows, columns in places]
     return torch.stack(views, dim=1).flatten(0, 1)
 
 
@@ -59,8 +64,7 @@ def joined(x: Tensor, height: int, width: int, *, windows: Windows = Windows(64,
     views = x.unflatten(0, (-1, windows.count(height, width)))
     total = x.new_zeros((len(views), x.shape[1], height, width))
     times = x.new_zeros((height, width))
-    for i, (rows, columns) in enumerate(windows.places(height, width)):
-        columns = columns.to(x.device)
+    for i, (rows, columns) in enumerate(windows.places(height, width, x.device)):
         total[:, :, rows].index_add_(3, columns, views[:, i])
         times[rows].index_add_(1, columns, torch.ones_like(views[0, i, 0]))
     return total / times
