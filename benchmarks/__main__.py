@@ -1,0 +1,107 @@
+"""`python -m benchmarks`: run workloads, print what they gave, and write it down."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import click
+import torch
+
+from benchmarks.machine import commit, machine
+from benchmarks.measure import Setting
+from benchmarks.report import printed, written
+from benchmarks.result import NotEqual, NotHere, Result, encoded
+from benchmarks.workloads import names, workload
+
+EXIT_DIFFERS, EXIT_BROKEN = 1, 3
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("chosen", metavar="[NAME]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All workloads.")
+@click.option("--device", default="cpu", show_default=True, help="Where, as torch names it.")
+@click.option("--dtype", default="float32", show_default=True, help="Of weights.")
+@click.option("--quick", is_flag=True, help="Tiny sizes, two repeats: only to see that it runs.")
+@click.option("--threads", type=int, help="How many threads torch takes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one result a line.")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for JSON and pictures.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the page of results there.")
+@click.option("--results", type=click.Path(path_type=Path), help="Folders the page is made from.")
+def main(
+    chosen: tuple[str, ...],
+    everything: bool,
+    device: str,
+    dtype: str,
+    quick: bool,
+    threads: int | None,
+    as_json: bool,
+    out: Path | None,
+    report: Path | None,
+    results: Path | None,
+) -> None:
+    """Run workloads beside their peers: B1 to B16, or --all.
+
+    With --report, make the page of what --out, or earlier runs, left in --results: a folder that
+    has one folder a device. Exit codes: 0 fine, 1 outputs differ, 2 usage, 3 a peer is missing or
+    a workload failed.
+    """
+    unknown = [name for name in chosen if name.upper() not in names()]
+    if unknown:
+        raise click.UsageError(f"no workload `{unknown[0]}`; there are {', '.join(names())}")
+    if not (chosen or everything or report):
+        raise click.UsageError("name workloads, or say --all")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    kind = getattr(torch, dtype)
+    code = 0
+    for name in names() if everything else [name.upper() for name in chosen]:
+        setting = Setting(torch.device(device), kind, quick)
+        code = max(code, _one(name, setting, as_json, out))
+    if report is not None:
+        written(results or Path(__file__).parent / "results", report)
+    sys.exit(code)
+
+
+def _one(name: str, setting: Setting, as_json: bool, out: Path | None) -> int:
+    """Run one workload; whatever goes wrong with it, the others still run."""
+    module = workload(name)
+    told = module.WORKLOAD
+    missing = [need for need in told.needs if importlib.util.find_spec(need) is None]
+    click.echo(f"{name}: {told.title}", err=True)
+    if missing:
+        click.echo(f"  not run: pip install {' '.join(missing)}", err=True)
+        return EXIT_BROKEN
+    start = time.perf_counter()
+    try:
+        result: Result = module.run(setting)
+    except NotEqual as unequal:
+        click.echo(f"  NOT EQUAL: {unequal}", err=True)
+        return EXIT_DIFFERS
+    except NotHere as reason:
+        click.echo(f"  not run: {reason}", err=True)
+        return 0
+    except Exception:  # a peer's own failure included: it is shown, and the others run
+        traceback.print_exc()
+        return EXIT_BROKEN
+    result.equal = setting.equal
+    result.seconds = round(time.perf_counter() - start, 1)
+    result.date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    result.commit = commit()
+    result.machine = machine(setting.device)
+    click.echo(encoded(result, 0).decode().strip() if as_json else printed(result))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.json").write_bytes(encoded(result))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

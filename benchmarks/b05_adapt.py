@@ -1,0 +1,123 @@
+"""B5: adapt a model of 25 to 1999 layers on the meta device: what adapting costs without the data.
+
+A Llama whose every linear layer but `down_proj` gets a LoRA: six a block and the head, so 739
+layers are 123 blocks. The peer gets a fresh model each time, since it changes the one it is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import inarch
+from benchmarks import counters, models
+from benchmarks.measure import Setting, bandwidth, fitted, interleaved, spread
+from benchmarks.result import Mark, Picture, Result, Table, Workload, result_of, seconds
+from inarch.adapters import Model
+
+WORKLOAD = Workload(
+    "B5",
+    "Adapt 25 to 1999 layers on the meta device",
+    "PEFT",
+    "exponent 1.0; 739 layers in at most 60 ms, at least 30x faster than PEFT",
+    ("transformers", "peft"),
+)
+BLOCKS = (4, 8, 16, 32, 64, 123, 233, 333)
+PER_BLOCK = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
+TARGETS = ("attention.*", "mlp.gate", "mlp.up", "head")
+
+
+def layers(blocks: int) -> int:
+    return len(PER_BLOCK) * blocks + 1
+
+
+def adapt(base: Model) -> Model:
+    return base.adapt(inarch.adapter("lora", rank=8, targets=TARGETS))
+
+
+def counted_exponent(blocks: tuple[int, ...] = (16, 32, 64, 123)) -> float:
+    """The exponent of the function calls that adapting makes, over the number of layers."""
+    made: list[int] = []
+    for count in blocks:
+        base = models.on_meta("llama", models.llama_config(64, count))
+        adapt(base)  # what is made once a process
+        made.append(counters.calls(lambda base=base: adapt(base)))
+    return fitted("calls", [layers(count) for count in blocks], made).exponent
+
+
+class Theirs:
+    """PEFT on a fresh model of transformers, without data either."""
+
+    def __init__(self, blocks: int) -> None:
+        import peft
+        import transformers
+
+        options = models.llama_config(64, blocks)
+        del options["model_type"]
+        self.config = transformers.LlamaConfig(**options)
+        self.lora = peft.LoraConfig(r=8, lora_alpha=8, target_modules=[*PER_BLOCK, "lm_head"])
+        self.made: Any = None
+
+    def prepare(self) -> None:
+        import transformers
+
+        self.made = None
+        with torch.device("meta"):
+            self.made = transformers.LlamaForCausalLM(self.config).requires_grad_(False)
+
+    def adapt(self) -> Any:
+        import peft
+
+        with torch.device("meta"):
+            return peft.inject_adapter_in_model(self.lora, self.made)
+
+
+def run(setting: Setting) -> Result:
+    """Times of ours over all sizes, of PEFT up to 739 layers, which take it seconds."""
+    result = result_of(WORKLOAD, setting, bandwidth(setting))
+    sizes = BLOCKS[:2] if setting.quick else BLOCKS
+    ours: list[float] = []
+    theirs: list[float] = []
+    rows: list[list[str]] = []
+    for blocks in sizes:
+        base, peer = models.on_meta("llama", models.llama_config(64, blocks)), Theirs(blocks)
+        if blocks == sizes[0]:
+            _compare(setting, base, peer)
+        both = {"ours": lambda base=base: adapt(base)}
+        before = {}
+        if blocks <= 123:
+            both["theirs"], before["theirs"] = peer.adapt, peer.prepare
+        times = interleaved(both, setting, repeats=10 if blocks == 123 else 5, before=before)
+        ours.append(times.median("ours"))
+        row = [str(layers(blocks)), seconds(ours[-1])]
+        if "theirs" in both:
+            theirs.append(times.median("theirs"))
+            faster = times.ratio("theirs", "ours")
+            row += [seconds(theirs[-1]), faster.text()]
+        rows.append([*row, *[""] * (4 - len(row))])
+        if blocks == 123 or setting.quick:
+            ms = spread([1000 * t for t in times.times["ours"]])
+            result.marks.append(Mark("739 layers, ms", ms.median, 60, spread=ms))
+            result.marks.append(
+                Mark("739 layers, times faster than PEFT", faster.median, 30, "at least", faster)
+            )
+    count = [layers(blocks) for blocks in sizes]
+    lines = [fitted("inarch", count, ours), fitted("PEFT", count[: len(theirs)], theirs)]
+    result.pictures.append(Picture("Adapting on meta", "adapted layers", "seconds", lines))
+    calls = counted_exponent((2, 4) if setting.quick else (16, 32, 64, 123))
+    result.counters["exponent of function calls"] = calls
+    result.marks.append(Mark("exponent of function calls", round(calls, 2), 1.0, counted=True))
+    result.tables.append(Table("A LoRA", ["layers", "inarch", "PEFT", "times faster"], rows))
+    return result
+
+
+def _compare(setting: Setting, base: Model, peer: Theirs) -> None:
+    """Both adapt the same layers, with tensors of the same shapes."""
+    found = adapt(base).adapter_parameters("lora")
+    peer.prepare()
+    made = {n: p for n, p in peer.adapt().named_parameters() if "lora_" in n}
+    shapes = sorted((n.replace(".default.weight", ""), tuple(p.shape)) for n, p in made.items())
+    own = sorted((n, tuple(p.shape)) for n, p in found.items())
+    same = [tuple(shape) for _, shape in own] == [tuple(shape) for _, shape in shapes]
+    setting.compare("adapted layers and shapes", [same, len(own)], [True, len(shapes)])

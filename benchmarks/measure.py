@@ -1,0 +1,186 @@
+"""Times of several contenders taken in turns, the memory's bandwidth, and fitted exponents."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.result import Equality, Line, NotEqual, Spread
+
+Run = Callable[[], object]
+
+
+@dataclass
+class Setting:
+    """How to run: where, in which dtype, how large, how often.
+
+    Attributes:
+        quick: small sizes and few repeats, to see that everything runs; its numbers say nothing.
+        equal: what was found equal so far.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    quick: bool = False
+    equal: list[Equality] = field(default_factory=list)
+
+    @property
+    def repeats(self) -> int:
+        return 2 if self.quick else 30
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def compare(self, what: str, ours: Any, theirs: Any, *, tolerance: float | None = None) -> None:
+        """Note that two outputs are equal, up to what the dtype's rounding makes of them.
+
+        Raises:
+            NotEqual: where they are not.
+        """
+        usual = {torch.float32: 2e-5, torch.float64: 1e-9}.get(self.dtype, 5e-2)
+        found = Equality(what, difference(ours, theirs), usual if tolerance is None else tolerance)
+        if not found.holds:
+            raise NotEqual(f"{what}: {found.difference:.3g} apart, {found.tolerance:.3g} allowed")
+        self.equal.append(found)
+
+
+def difference(ours: Any, theirs: Any) -> float:
+    """The greatest difference of all tensors, as a share of the greatest absolute value."""
+    pairs = list(zip(tree_leaves(ours), tree_leaves(theirs), strict=True))
+    worst = 0.0
+    for a, b in pairs:
+        if not isinstance(a, Tensor):
+            worst = max(worst, 0.0 if a == b else float("inf"))
+            continue
+        if a.shape != b.shape:
+            return float("inf")
+        a, b = a.detach().double(), b.detach().double()
+        largest = float(b.abs().max()) or 1.0
+        apart = float((a - b).abs().max()) / largest
+        worst = apart if apart != apart else max(worst, apart)
+        if worst != worst:
+            return worst
+    return worst
+
+
+@dataclass
+class Samples:
+    """Seconds for one call of each contender, in each of the rounds they took turns in."""
+
+    times: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.times[name])
+
+    def ratio(self, ours: str, theirs: str) -> Spread:
+        """The median, over rounds, of one contender's time over another's."""
+        return spread([a / b for a, b in zip(self.times[ours], self.times[theirs], strict=True)])
+
+    def added(self, name: str, base: str) -> list[float]:
+        """What a contender took beyond another, round by round."""
+        return [a - b for a, b in zip(self.times[name], self.times[base], strict=True)]
+
+    def overhead_ratio(self, ours: tuple[str, str], theirs: tuple[str, str]) -> Spread:
+        """One overhead over another: of medians, as a difference of times may be near zero.
+
+        Each is (with, without). The quartiles are of 400 resamplings of the rounds.
+        """
+        one, two = np.array(self.added(*ours)), np.array(self.added(*theirs))
+        rounds = len(one)
+        draws = np.random.default_rng(0).integers(0, rounds, (400, rounds))
+        below = np.median(two[draws], axis=1)
+        ratios = np.median(one[draws], axis=1) / np.where(below == 0.0, np.nan, below)
+        low, high = np.nanpercentile(ratios, (25, 75))
+        whole = float(np.median(one) / np.median(two))
+        return Spread(whole, float(low), float(high), rounds)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    low, middle, high = np.percentile(np.array(values), (25, 50, 75))
+    return Spread(float(middle), float(low), float(high), len(values))
+
+
+def interleaved(
+    contenders: Mapping[str, Run],
+    setting: Setting,
+    *,
+    repeats: int | None = None,
+    least: float = 0.004,
+    before: Mapping[str, Run] | None = None,
+) -> Samples:
+    """Times of contenders that take turns: A B A B.
+
+    Args:
+        contenders: what to call; on a GPU the call and what it set going there are waited for.
+        repeats: rounds; 30 by default.
+        least: seconds a sample lasts: shorter calls are repeated within it.
+        before: run without being timed before each sample, whose call is then made only once.
+    """
+    before = before or {}
+    rounds = setting.repeats if repeats is None else min(repeats, setting.repeats)
+    calls: dict[str, int] = {}
+    for name, run in contenders.items():
+        for _ in range(1 if name in before else 2):
+            before.get(name, _nothing)()
+            once = _timed(run, 1, setting)
+        calls[name] = 1 if name in before else max(1, min(1000, round(least / once)))
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            before.get(name, _nothing)()
+            times[name].append(_timed(run, calls[name], setting))
+        gc.collect()
+    return Samples(times)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _timed(run: Run, calls: int, setting: Setting) -> float:
+    """Seconds a call, with the garbage collector out of the way."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        setting.synchronise()
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            run()
+        setting.synchronise()
+        return (time.perf_counter_ns() - start) / 1e9 / calls
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def bandwidth(setting: Setting) -> float:
+    """Bytes a second, read and written, of a copy far larger than any cache."""
+    size = 1 << (22 if setting.quick else 29)
+    source = torch.ones(size, dtype=torch.uint8, device=setting.device)
+    target = torch.empty_like(source)
+    best = min(_timed(lambda: target.copy_(source), 1, setting) for _ in range(6))
+    return 2 * size / best
+
+
+def fitted(label: str, x: Sequence[float], y: Sequence[float]) -> Line:
+    """A line through points of two logarithms; its slope is the exponent."""
+    slope, _ = np.polyfit(np.log(np.array(x)), np.log(np.array(y)), 1)
+    return Line(label, [float(v) for v in x], [float(v) for v in y], float(slope))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor] | Sequence[Tensor]) -> int:
+    """The bytes of tensors' storages, each counted once."""
+    values = tensors.values() if isinstance(tensors, Mapping) else tensors
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in values}
+    return sum(storages.values())

@@ -1,0 +1,124 @@
+"""Every benchmark runs, with outputs equal to its peer's, and the page is what its results say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import measure, report
+from benchmarks.__main__ import main
+from benchmarks.result import Equality, Mark, NotEqual, Result, decoded
+from benchmarks.workloads import names, workload
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+def quick(name: str, folder: Path) -> Result:
+    done = CliRunner().invoke(main, [name, "--quick", "--out", str(folder / "cpu")])
+    assert done.exit_code == 0, done.output
+    return decoded((folder / "cpu" / f"{name}.json").read_bytes())
+
+
+@pytest.mark.xdist_group("benchmarks")
+@pytest.mark.parametrize("name", names())
+def test_a_benchmark_runs_and_its_outputs_are_equal(name: str, folder: Path) -> None:
+    result = quick(name, folder)
+    assert result.workload == name
+    assert result.marks, "it says nothing of its mark"
+    assert all(one.holds for one in result.equal)
+    if result.peer != "-":
+        assert result.equal, "nothing was compared before it was timed"
+    missed = [mark.text for mark in result.marks if mark.counted and not mark.reached]
+    assert not missed
+
+
+@pytest.mark.xdist_group("benchmarks")
+def test_the_page_is_the_same_for_the_same_results(folder: Path, tmp_path: Path) -> None:
+    quick("B5", folder)
+    pages = [tmp_path / "one" / "page.md", tmp_path / "two" / "page.md"]
+    for page in pages:
+        report.written(folder, page)
+    one, two = ({f.name: f.read_bytes() for f in p.parent.rglob("*.*")} for p in pages)
+    assert one == two
+    assert "b5-cpu.svg" in one
+
+
+@pytest.mark.xdist_group("benchmarks")
+def test_json_is_one_result_a_line(folder: Path) -> None:
+    done = CliRunner().invoke(main, ["B5", "b15", "--quick", "--json"])
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["workload"] for one in told] == ["B5", "B15"]
+
+
+def test_the_page_is_made_of_the_results_that_are_here() -> None:
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == report.text(report.read(RESULTS))
+
+
+def test_the_page_names_every_workload() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    for name in names():
+        assert f"\n## {name}\n" in page
+        assert workload(name).WORKLOAD.mark in page
+
+
+def test_outputs_that_differ_give_no_ratio(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def differs(setting: measure.Setting) -> Result:
+        setting.compare("outputs", torch.ones(3), torch.tensor([1.0, 1.0, 1.1]))
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(workload("B15"), "run", differs)
+    done = CliRunner().invoke(main, ["B15", "--quick"])
+    assert done.exit_code == 1
+    assert "NOT EQUAL: outputs" in done.output
+
+
+def test_a_peer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = workload("B15")
+    needs = type(module.WORKLOAD)("B15", "title", "peer", "mark", ("no_such_library",))
+    monkeypatch.setattr(module, "WORKLOAD", needs)
+    done = CliRunner().invoke(main, ["B15", "--quick"])
+    assert done.exit_code == 3
+    assert "pip install no_such_library" in done.output
+
+
+def test_what_is_not_a_number_is_not_equal() -> None:
+    setting = measure.Setting()
+    with pytest.raises(NotEqual):
+        setting.compare("outputs", torch.tensor([1.0, float("nan")]), torch.ones(2))
+    assert not Equality("outputs", float("nan"), 1.0).holds
+
+
+def test_contenders_take_turns() -> None:
+    turns: list[str] = []
+    runs = {name: lambda name=name: turns.append(name) for name in "AB"}
+    before = dict.fromkeys("AB", lambda: None)
+    measure.interleaved(runs, measure.Setting(quick=True), before=before)
+    assert "".join(turns) == "AB" + "ABAB"
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    samples = measure.Samples({"a": [1.0, 2.0, 9.0], "b": [1.0, 1.0, 3.0]})
+    found = samples.ratio("a", "b")
+    assert (found.median, found.low, found.high) == (2.0, 1.5, 2.5)
+
+
+def test_a_fitted_exponent_is_the_power_of_the_points() -> None:
+    line = measure.fitted("cubes", [1, 2, 5], [2 * x**3 for x in (1, 2, 5)])
+    assert line.exponent == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("sense", "reached"), [("at most", False), ("at least", True), ("exactly", False)]
+)
+def test_a_mark_is_reached_on_its_own_side(sense: str, reached: bool) -> None:
+    assert Mark("x", 2.0, 1.0, sense).reached is reached  # type: ignore[arg-type]
