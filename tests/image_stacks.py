@@ -62,7 +62,8 @@ class Files:
 
     def controlnet(self, name: str, seed: int) -> Any:
         import diffusers
-        from small_unets import randomised
+
+        from inarch_stable_diffusion.beside_diffusers import randomised
 
         net = diffusers.ControlNetModel.from_unet(
             self.plain.unet, conditioning_embedding_out_channels=(4, 6)
@@ -108,7 +109,8 @@ class Files:
 
     def t2i(self, name: str, seed: int) -> Any:
         import diffusers
-        from small_unets import randomised
+
+        from inarch_stable_diffusion.beside_diffusers import randomised
 
         sizes = {"channels": [8, 16, 16], "num_res_blocks": 1, "downscale_factor": 4}
         net = diffusers.T2IAdapter(adapter_type="full_adapter_xl", **sizes)
@@ -160,7 +162,8 @@ class Files:
     def image_encoder(self) -> Path:
         """The vision tower that an IP-Adapter was trained with."""
         import transformers
-        from small_unets import randomised
+
+        from inarch_stable_diffusion.beside_diffusers import randomised
 
         sizes = {"hidden_size": 10, "intermediate_size": 16, "projection_dim": 10}
         config = transformers.CLIPVisionConfig(

@@ -14,8 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from small_unets import SMALL, randomised
-
+from inarch_stable_diffusion.beside_diffusers import SMALL, randomised
 from inarch_stable_diffusion.unet import unet
 from inarch_stable_diffusion.unet_config import parse_unet
 

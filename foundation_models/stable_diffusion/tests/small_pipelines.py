@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_unets import SMALL, XL, randomised
+from small_unets import XL
+
+from inarch_stable_diffusion.beside_diffusers import SMALL, randomised
 
 VAE = {
     "block_out_channels": (8, 8),

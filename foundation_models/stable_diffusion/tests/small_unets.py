@@ -7,33 +7,12 @@ from typing import Any
 
 import torch
 
-SMALL = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 12,
-    "attention_head_dim": 2,
-    "norm_num_groups": 4,
-}
 XL = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 6,
     "projection_class_embeddings_input_dim": 10 + 6 * 6,
     "use_linear_projection": True,
 }
-
-
-def randomised(module: Any, seed: int) -> Any:
-    """Weights that leave nothing near zero or one, so that no step goes unnoticed."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            fan = max(1.0, parameter[0].numel() ** 0.5) if parameter.dim() > 1 else 3.0
-            parameter.copy_(noise / fan + (1.0 if parameter.dim() == 1 else 0.0) * 0.5)
-    return module.eval()
 
 
 def random_settings(seed: int) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from small_pipelines import TEXT, VAE, vocabulary
-from small_unets import SMALL, randomised
 
 import inarch
 from inarch.errors import InarchError
+from inarch_stable_diffusion.beside_diffusers import SMALL, randomised
 from inarch_stable_diffusion.original import (
     UNET,
     open_clip_table,

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_unets import SMALL, XL, random_settings, theirs_run, unet_inputs
+from small_unets import XL, random_settings, theirs_run, unet_inputs
 
 import inarch_stable_diffusion
 from inarch.errors import InarchError
 from inarch.tree import Edit, Use
+from inarch_stable_diffusion.beside_diffusers import SMALL
 from inarch_stable_diffusion.unet_config import parse_unet
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_unets import randomised
 
 from inarch.errors import InarchError
 from inarch_stable_diffusion.autoencoder import Autoencoder
+from inarch_stable_diffusion.beside_diffusers import randomised
 from inarch_stable_diffusion.vae import vae
 from inarch_stable_diffusion.vae_config import parse_vae
 

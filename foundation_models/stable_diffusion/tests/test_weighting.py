@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_unets import randomised
 
 from inarch.errors import InarchError
 from inarch.weights import blank
 from inarch_clip.config import parse_text
 from inarch_clip.text import text
 from inarch_clip.tokens import ClipTokenizer
+from inarch_stable_diffusion.beside_diffusers import randomised
 from inarch_stable_diffusion.weighting import (
     TextEncoder,
     chunks,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from inarch_stable_diffusion.beside_diffusers import Pair
+
 sys.path.insert(0, str(Path(__file__).parents[3] / "foundation_models/stable_diffusion/tests"))
 sys.path.insert(0, str(Path(__file__).parent))
-
-from small_controlnets import Pair, pair
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,10 +25,10 @@ def one_thread() -> None:
 def each_pair(request: pytest.FixtureRequest) -> Pair:
     """diffusers' UNet and the model, of each family."""
     pytest.importorskip("diffusers")
-    return pair(request.param)
+    return Pair.of(request.param)
 
 
 @pytest.fixture
 def make_pair() -> Callable[..., Any]:
     pytest.importorskip("diffusers")
-    return pair
+    return Pair.of

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_controlnets import Pair, controlnet
+from small_controlnets import controlnet
 
 import inarch
 from inarch.adapters import Model, Request
 from inarch.errors import InarchError
 from inarch.tree import Chain
 from inarch.tree.hoist import hoist
+from inarch_stable_diffusion.beside_diffusers import Pair
 
 Make = Callable[..., Pair]
 

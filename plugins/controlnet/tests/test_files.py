@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_controlnets import Pair, controlnet
+from small_controlnets import controlnet
 
 import inarch
 from inarch.errors import InarchError
 from inarch_controlnet.layout import HINT, original_hint_names, original_names
+from inarch_stable_diffusion.beside_diffusers import Pair
 
 Make = Callable[..., Pair]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_controlnets import Pair, controlnet
+from small_controlnets import controlnet
 
 import inarch
+from inarch_stable_diffusion.beside_diffusers import Pair
 
 Make = Callable[..., Pair]
 

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[3] / "foundation_models/stable_diffusion/tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from small_ip_adapters import pair
+from small_ip_adapters import Pair
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,4 +24,4 @@ def one_thread() -> None:
 @pytest.fixture
 def make_pair() -> Callable[..., Any]:
     pytest.importorskip("diffusers")
-    return pair
+    return Pair.of

@@ -1,77 +1,17 @@
-"""Settings of small models, random weights for them, and the same forward in both libraries."""
+"""Random IP-Adapters, and the same forward in both libraries."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inarch.plugins import index
-from inarch_stable_diffusion.model import StableDiffusion
-
-_SMALL = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 12,
-    "attention_head_dim": 2,
-    "norm_num_groups": 4,
-}
-_XL = {
-    "block_out_channels": (8, 16, 16),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 1, 2),
-    "attention_head_dim": (1, 2, 2),
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 6,
-    "projection_class_embeddings_input_dim": 10 + 6 * 6,
-    "use_linear_projection": True,
-}
-_DEEP = {
-    "block_out_channels": (8, 8, 16, 16),
-    "layers_per_block": 2,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "sd1": _SMALL,
-    "sd2": {**_SMALL, "use_linear_projection": True, "attention_head_dim": (2, 4)},
-    "xl": {**_SMALL, **_XL},
-    "deep": {**_SMALL, **_DEEP},
-    "inpainting": {**_SMALL, "in_channels": 9},
-}
+from inarch_stable_diffusion import beside_diffusers
 
 
-def randomised(module: Any, seed: int) -> Any:
-    """Weights that leave nothing near zero or one, so that no step goes unnoticed."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            fan = max(1.0, parameter[0].numel() ** 0.5) if parameter.dim() > 1 else 3.0
-            parameter.copy_(noise / fan + (1.0 if parameter.dim() == 1 else 0.0) * 0.5)
-    return module.eval().requires_grad_(False)
-
-
-@dataclass
-class Pair:
-    """One UNet in both libraries, with inputs for it."""
-
-    unet: Any
-    model: StableDiffusion
-    latents: Tensor
-    inputs: dict[str, Tensor]
-
-    @property
-    def extra(self) -> dict[str, Tensor] | None:
-        names = ("text_embeds", "time_ids")
-        return {n: self.inputs[n] for n in names if n in self.inputs} or None
+class Pair(beside_diffusers.Pair):
+    """One UNet in both libraries, with IP-Adapters."""
 
     def load(self, *files: dict[str, Tensor]) -> None:
         """Give diffusers' UNet IP-Adapters, from what their files hold."""
@@ -101,42 +41,6 @@ class Pair:
             added_cond_kwargs=extra,
             cross_attention_kwargs=inside,
         ).sample
-
-    def ours(self, model: StableDiffusion, **inputs: Tensor) -> Tensor:
-        return model.trees["unet"](self.latents, **self.inputs, **inputs)
-
-
-def pair(kind: str, seed: int = 0, batch: int = 2) -> Pair:
-    """diffusers' UNet and a model of equal weights."""
-    from diffusers import UNet2DConditionModel
-
-    theirs = randomised(UNet2DConditionModel(**SETTINGS[kind]), seed)
-    given = {"model_type": "stable-diffusion", "unet": dict(theirs.config)}
-    config = StableDiffusion.parse_config(given)
-    trees = {"unet": StableDiffusion.build(config)["unet"]}
-    trees["unet"].load_state_dict(theirs.state_dict())
-    roles = index().models["stable-diffusion"].roles
-    model = StableDiffusion(
-        {n: t.eval().requires_grad_(False) for n, t in trees.items()},
-        config,
-        roles=roles,
-        family="stable-diffusion",
-    )
-    model.sites.settings = given
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    inputs = {
-        "timestep": torch.randint(0, 1000, (batch,), generator=generator),
-        "text": noise(batch, 7, theirs.config["cross_attention_dim"]),
-    }
-    if theirs.config["addition_embed_type"]:
-        inputs["text_embeds"] = noise(batch, 10)
-        inputs["time_ids"] = torch.randint(0, 1024, (batch, 6), generator=generator).float()
-    latents = noise(batch, theirs.config["in_channels"], 8, 16)
-    return Pair(theirs, model, latents, inputs)
 
 
 KINDS: dict[str, dict[str, tuple[int, ...]]] = {

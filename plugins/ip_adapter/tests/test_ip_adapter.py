@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_ip_adapters import Pair, embedding, ip_adapter, randomised
+from small_ip_adapters import Pair, embedding, ip_adapter
 
 import inarch
 from inarch.adapters import Request
 from inarch.errors import InarchError
+from inarch_stable_diffusion.beside_diffusers import randomised
 
 Make = Callable[..., Pair]
 

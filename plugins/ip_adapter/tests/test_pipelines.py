@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_ip_adapters import Pair, embedding, ip_adapter, randomised
+from small_ip_adapters import Pair, embedding, ip_adapter
 from small_pipelines import pipeline, saved
 from torch import Tensor
 
 import inarch
+from inarch_stable_diffusion.beside_diffusers import randomised
 
 PROMPT, WORSE = "a lighthouse in the storm", "ugly sea"
 SIZE = {"height": 16, "width": 24}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from inarch_stable_diffusion.beside_diffusers import Pair
+
 sys.path.insert(0, str(Path(__file__).parents[3] / "foundation_models/stable_diffusion/tests"))
 sys.path.insert(0, str(Path(__file__).parent))
-
-from small_t2i import pair
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,4 +24,4 @@ def one_thread() -> None:
 @pytest.fixture
 def make_pair() -> Callable[..., Any]:
     pytest.importorskip("diffusers")
-    return pair
+    return Pair.of

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_t2i import ADAPTERS, Pair, t2i
+from small_t2i import ADAPTERS, t2i
 
 import inarch
 from inarch.tree.hoist import hoist
+from inarch_stable_diffusion.beside_diffusers import Pair
 
 Make = Callable[..., Pair]
 
@@ -52,7 +53,8 @@ def test_two_and_a_controlnet_are_diffusers_and_each_order_gives_the_same_bits(
     make_pair: Make, tmp_path: Path
 ) -> None:
     from diffusers import ControlNetModel
-    from small_t2i import randomised
+
+    from inarch_stable_diffusion.beside_diffusers import randomised
 
     pair = make_pair("xl")
     nets = [t2i("xl", tmp_path / n, seed) for seed, n in enumerate("ab")]

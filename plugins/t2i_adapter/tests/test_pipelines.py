@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from small_pipelines import pipeline, saved
-from small_t2i import randomised
 
 import inarch
+from inarch_stable_diffusion.beside_diffusers import randomised
 
 SIZE = {"height": 16, "width": 24}
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_t2i import Pair, t2i
+from small_t2i import t2i
 
 import inarch
 from inarch.adapters import Request
 from inarch.errors import InarchError
+from inarch_stable_diffusion.beside_diffusers import Pair
 
 Make = Callable[..., Pair]
 

@@ -12,7 +12,7 @@ from inarch.adapters import Example
 from inarch.tree import Chain
 from inarch_stable_diffusion.config import StableDiffusionConfig
 
-_UNET = {
+UNET = {
     "sample_size": 8,
     "block_out_channels": (8, 16),
     "layers_per_block": 1,
@@ -41,12 +41,12 @@ _TEXT = {
 _WIDER = {**_TEXT, "hidden_act": "gelu", "projection_dim": 10}
 _SD1 = {"model_type": "stable-diffusion", "vae": _VAE, "text_encoder": _TEXT}
 CONFIGS: Mapping[str, dict[str, Any]] = {
-    "sd1": {**_SD1, "unet": _UNET},
-    "inpainting": {**_SD1, "unet": {**_UNET, "in_channels": 9}},
+    "sd1": {**_SD1, "unet": UNET},
+    "inpainting": {**_SD1, "unet": {**UNET, "in_channels": 9}},
     "xl": {
         **_SD1,
         "unet": {
-            **_UNET,
+            **UNET,
             "cross_attention_dim": 24,
             "use_linear_projection": True,
             "transformer_layers_per_block": (2, 1),
