@@ -39,6 +39,7 @@ BELOW = {
 }
 BELOW["resolve"] = {*BELOW["adapters"], "adapters", "layout"}
 BELOW["nn"] = BELOW["adapters"] | {"adapters"}
+BELOW["distribute"] = BELOW["nn"] | {"nn"}
 
 # One file each that asks upwards, and what for.
 UPWARDS = {

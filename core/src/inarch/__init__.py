@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model as Model
+    from inarch.distribute.sharding import shard as shard
     from inarch.errors import InarchError as InarchError
     from inarch.loading import load as load
     from inarch.stack import AdapterSpec as AdapterSpec
@@ -27,6 +28,7 @@ _PUBLIC = {
     "adapter": "inarch.stack",
     "load": "inarch.loading",
     "load_stack": "inarch.stack",
+    "shard": "inarch.distribute.sharding",
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "adapter",
     "load",
     "load_stack",
+    "shard",
 ]
 
 

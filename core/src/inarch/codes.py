@@ -99,6 +99,9 @@ CODES: Final[dict[str, str]] = {
     "IA810": "a file that is no lock",
     "IA811": "edits the manifest doesn't name",
     "IA812": "a declaration about an unknown adapter",
+    # 88x several processes
+    "IA880": "a model that can't be spread over processes so",
+    "IA881": "an adapter that can't be split with the model",
     # 85x the conformance kit
     "IA851": "the conformance kit lacks what it needs",
 }

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from inarch.adapters.placement import Placement, Split, Unplaceable
+
 
 @runtime_checkable
 class Settled(Protocol):
@@ -57,6 +59,26 @@ class Edge(nn.Module):
     def reset_parameters(self) -> None:
         """Give fresh parameters the values an untrained adapter starts from: no effect at all."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it starts")
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        """How its own parameters and buffers lie where the site is split over processes.
+
+        Those that are not named are whole. What it adds must be a part as the site's is: of the
+        outputs, or of a sum.
+
+        Raises:
+            Unplaceable: it can't stand there, and why.
+        """
+        if split.kind == "whole":
+            return {}
+        raise Unplaceable(f"{type(self).__name__} does not say how it lies over processes")
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        """Told, as a twin whose tensors are its part, of the part of the base's module.
+
+        For what else depends on sizes. Saving asks again, with `whole`: the twin's tensors and
+        the site's are whole then, but the site's weight has a shape and no values.
+        """
 
     def delta(self) -> Tensor:
         """What merging adds to the site's weight at strength 1, float32, in the weight's layout."""

@@ -53,6 +53,7 @@ class Foundation:
         self.family = family
         self.pristine: Mapping[str, Chain] = self.trees
         self._sites: SiteView | None = None
+        self._fingerprint = ""
 
     @classmethod
     def reading(cls, checkpoint: Checkpoint) -> Checkpoint:
@@ -179,6 +180,8 @@ class Foundation:
 
     def fingerprint(self) -> str:
         """What identifies the base's weights: from its file, else from the tensors themselves."""
+        if self._fingerprint:
+            return self._fingerprint
         if self.checkpoint is not None:
             return self.checkpoint.fingerprint()
         return of_tensors(

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
+from inarch.adapters.adapter import SiteView
 from inarch.adapters.asks import asked, asks_of
 from inarch.adapters.foundation import Foundation
 from inarch.adapters.graft import filled, installed, split
 from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
+from inarch.adapters.placement import Layout
 from inarch.adapters.telling import tell
 from inarch.adapters.vocabulary import taught, with_words
+from inarch.errors import InarchError
 from inarch.plugins.hooks import picture
 from inarch.resolve.arrange import Order, arrange, arranged
 from inarch.resolve.digest import of_members
@@ -46,6 +49,7 @@ class Model(Foundation):
         super().__init__(trees, config, **known)
         self.adapters = Members()
         self.order = Order()
+        self.layout: Layout | None = None
         self._grown: Mapping[str, Tokenizer] = {}
 
     # What its adapters make of it
@@ -104,6 +108,7 @@ class Model(Foundation):
         """
         from inarch.resolve.fit import fitted  # which knows what a Model is
 
+        self._refuse_shared()
         specs = specs_of(adapters)
         drafts, problems = fitted(self, specs)
         order, more = arranged(
@@ -116,6 +121,7 @@ class Model(Foundation):
 
     def without(self, *names: str) -> Self:
         """A new model without some adapters; the others keep their modules and settings."""
+        self._refuse_shared()
         for name in names:
             self.adapters[name]
         return self._with(
@@ -132,6 +138,7 @@ class Model(Foundation):
             InarchError: IA409 where an adapter can't be merged, what it makes is not finite, or
                 it acts on what an adapter that is to stay unmerged does at the same site.
         """
+        self._refuse_shared()
         chosen = set(names) if names else set(self.adapters.names)
         for name in chosen:
             self.adapters[name]
@@ -144,12 +151,7 @@ class Model(Foundation):
         by_name = {member.name: member for member in members}
         ordered = [by_name[name] for name in order.names]
         trees = merged(self.pristine, ordered)
-        active = [m for m in ordered if not m.merged]
-        words, grown = taught(self.sites, active)
-        live = with_words([edit for m in active for edit in m.edits], words)
-        for name, tree in list(trees.items()):
-            own = [inner for edit in live for t, inner in [split(edit, trees)] if t == name]
-            trees[name] = tree.edit(own)
+        trees, grown = adapted(trees, self.sites, [m for m in ordered if not m.merged])
         model = type(self)(
             trees,
             self.config,
@@ -164,6 +166,16 @@ class Model(Foundation):
         model.order = order
         model._sites = self._sites
         return model
+
+    def _refuse_shared(self) -> None:
+        """Refuse to make another model of one that lies over several processes."""
+        if self.layout is not None:
+            raise InarchError(
+                "IA108",
+                "a model that was sharded can't be adapted or merged",
+                why="each process has its part of what it was made of",
+                remedy="adapt and merge first; shard the value that will run, last",
+            )
 
     def diff(self, other: Model) -> str:
         """What differs from another model, usually the base, as source; empty for nothing."""
@@ -183,11 +195,17 @@ class Model(Foundation):
     def save_adapter(self, name: str, folder: str | Path) -> Path:
         """Save one adapter in its own format, with the base's fingerprint.
 
+        A model that lies over processes is asked by all of them; the first writes the whole.
+
         Raises:
             InarchError: IA403 for no such adapter, IA408 where it has no format.
         """
         member = self.adapters[name]
-        path = Path(folder)
+        path, layout = Path(folder), self.layout
+        modules = member.modules if layout is None else layout.whole(member)
+        if layout is not None and not layout.writes:
+            layout.wait()
+            return path
         path.mkdir(parents=True, exist_ok=True)
         about = {"fingerprint": self.fingerprint()}
         if self.checkpoint is not None:
@@ -195,7 +213,9 @@ class Model(Foundation):
         asks = asks_of(member, installed())
         if asks:
             about["asks"] = json.dumps(asks, sort_keys=True)
-        member.adapter.write(path, member.modules, about)
+        member.adapter.write(path, modules, about)
+        if layout is not None:
+            layout.wait()
         return path
 
     def _repr_html_(self) -> str | None:
@@ -206,6 +226,22 @@ class Model(Foundation):
         head = f"{type(self).__name__} with {', '.join(self.adapters.names) or 'no adapters'}"
         trees = (f"{name}: {tree!r}" if name else repr(tree) for name, tree in self.trees.items())
         return "\n".join([head, *trees])
+
+
+def adapted(
+    trees: Mapping[str, Chain], sites: SiteView, members: Sequence[Member]
+) -> tuple[dict[str, Chain], dict[str, Tokenizer]]:
+    """The trees with what some members do, and the tokenizers that grow of it.
+
+    Args:
+        trees: by name.
+        sites: of the pristine model.
+        members: in canonical order.
+    """
+    words, grown = taught(sites, members)
+    live = with_words([edit for m in members for edit in m.edits], words)
+    parts = [split(edit, trees) for edit in live]
+    return {n: tree.edit([e for t, e in parts if t == n]) for n, tree in trees.items()}, grown
 
 
 def _without(member: Member, gone: Sequence[str], order: Order) -> Member:

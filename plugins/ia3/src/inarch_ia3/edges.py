@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inarch.adapters import Edge
+from inarch.adapters.placement import SUMMED, Placement, Split, shard
 from inarch.errors import InarchError
 from inarch.nn import TransposedLinear
 
@@ -51,6 +52,17 @@ class OutputFactor(Edge):
         """The factor, whatever the layer is given."""
         return self.factor()
 
+    cut_with = "columns"
+    """How a layer is split where the vector is cut with it; elsewhere each process needs all."""
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        if split.kind == "inside":
+            return super().placements(split)
+        if split.kind == "whole":
+            return {}
+        features = self.ia3_l.shape.index(self.ia3_l.numel())
+        return {"ia3_l": shard(features) if split.kind == self.cut_with else SUMMED}
+
     def merge(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         factor = self.factor().float().flatten()
         merged = {"weight": parameters["weight"] * factor.view(self.along)}
@@ -67,6 +79,8 @@ class InputFactor(OutputFactor):
         along: the shape in which it multiplies the layer's weight.
         groups: of a convolution, whose weight holds the inputs of one group.
     """
+
+    cut_with = "rows"
 
     def __init__(self, shape: tuple[int, ...], along: tuple[int, ...], groups: int = 1) -> None:
         super().__init__(shape, along)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inarch.adapters import Adapter, SiteView
+from inarch.adapters.placement import SUMMED, Placement, Split, Unplaceable
 from inarch.tree import Edit, Identity, Parallel, Seq, Use
 from inarch.weights import WeightsHeader
 from inarch.weights.peft import write_folder
@@ -64,6 +65,13 @@ class Prefix(nn.Module):
         super().__init__()
         self.layers, self.start = layers, start
         self.prompt_embeddings = nn.Parameter(torch.empty(tokens, layers * 2 * width))
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        """Whole in every process, which reads the part of its heads."""
+        return dict.fromkeys((name for name, _ in self.named_parameters()), SUMMED)
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        pass
 
     def reset_parameters(self) -> None:
         if self.start == "zero":
@@ -127,6 +135,16 @@ class PrefixAt(nn.Module):
         with torch.device("cpu"):
             rows = torch.tensor([2 * layer, 2 * layer + 1])
         self.register_buffer("rows", rows, persistent=False)
+        self.part, self.parts = 0, 1
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        if split.kind in ("columns", "rows"):
+            raise Unplaceable("keys and values are put before others where they meet queries")
+        return {}
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        """Take from now on the part of this process's heads."""
+        self.part, self.parts = split.part, split.parts
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefix: Tensor
@@ -140,7 +158,10 @@ class PrefixAt(nn.Module):
             prefix: of all layers, [layers * 2, tokens, width].
         """
         batch, heads = key.shape[:2]
-        own = prefix.index_select(0, self.rows).to(key.dtype).unflatten(2, (heads, -1))
+        own = prefix.index_select(0, self.rows).to(key.dtype)
+        if self.parts > 1:
+            own = own.chunk(self.parts, dim=2)[self.part]
+        own = own.unflatten(2, (heads, -1))
         own = own.transpose(1, 2)[:, None].expand(-1, batch, -1, -1, -1)
         return query, torch.cat((own[0], key), dim=2), torch.cat((own[1], value), dim=2), mask
 

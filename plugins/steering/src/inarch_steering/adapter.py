@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inarch.adapters import Adapter, Edge, SiteView
+from inarch.adapters.placement import FIRST, Placement, Split, shard
 from inarch.errors import InarchError
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader
@@ -42,6 +43,13 @@ class SteeringVector(Edge):
     def reset_parameters(self) -> None:
         """Zeros: untrained, it steers nowhere."""
         nn.init.zeros_(self.vector)
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        """Cut with a layer's outputs; of a sum over processes, once."""
+        rules: dict[str, Placement] = {"columns": shard(0), "rows": FIRST}
+        if split.kind == "inside":
+            return super().placements(split)
+        return {} if split.kind == "whole" else {"vector": rules[split.kind]}
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """`plus`, [batch, time, features], moved along the vector by the strength."""

@@ -11,11 +11,13 @@ Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:24
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inarch.adapters.placement import Placement, Split, Unplaceable, shard
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.lora import ConvLoRA, EmbeddingLoRA, LinearLoRA, LoRAEdge, TransposedLoRA
 
@@ -36,6 +38,16 @@ class DoRAEdge(LoRAEdge):
         ones = (1,) * len(layer.kernel)
         shape = (1, layer.outputs, *ones) if layer.kind == "conv" else (layer.outputs,)
         self.lora_magnitude_vector = nn.Parameter(torch.empty(shape))
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        if split.kind == "rows":
+            raise Unplaceable("the norm of DoRA's rows needs all of the weight")
+        rules = super().placements(split)
+        return {**rules, "lora_magnitude_vector": shard(0)} if rules else rules
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        super().placed(split, site)
+        self.layer = Layer.of(site, "")
 
     def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         super().settle(site, loaded=loaded)

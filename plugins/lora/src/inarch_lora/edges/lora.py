@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inarch.adapters.placement import SUMMED, Placement, Split, shard
 from inarch.errors import InarchError
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.site import SiteEdge
@@ -88,6 +90,21 @@ class LoRAEdge(SiteEdge):
         if self.lora_B_bias is not None:
             term = term + self.along_outputs(self.lora_B_bias) * (acting * self.scaling)
         return term if self.bias is None else term + self.along_outputs(self.bias) * acting
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        """Beside columns A is whole and B is cut, beside rows the other way, and no value crosses.
+
+        What is whole gets a part of its gradient in each process: a part of the outputs, or inputs.
+        """
+        first, second = self.names
+        if split.kind == "inside":
+            return super().placements(split)
+        if split.kind == "whole":
+            return {}
+        rules = {first: SUMMED, second: shard(0)}
+        if split.kind == "rows":
+            rules = {first: shard(1), second: SUMMED}
+        return {**rules, **self.along_site(split, "lora_B_bias", "bias")}
 
     def along_outputs(self, bias: Tensor) -> Tensor:
         return bias

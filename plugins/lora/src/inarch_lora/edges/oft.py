@@ -10,9 +10,12 @@ arXiv:2306.07280, sections 3 and 4 (COFT); the `lycoris` library's `diag-oft`, k
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from inarch.adapters.placement import Placement, Split, Unplaceable, shard
 from inarch_lora.edges.whole import WholeEdge
 
 
@@ -32,6 +35,15 @@ class OFTEdge(WholeEdge):
             raise RuntimeError(f"its blocks do not make {self.layer.outputs} outputs")
         if self.has("oft_rescale"):
             self.get_parameter("oft_rescale").reshape(self.layer.outputs)
+
+    def cut(self, split: Split) -> Mapping[str, Placement]:
+        """Outputs are turned block by block; beside rows every process turns its part of a sum."""
+        if split.kind == "rows":
+            return {}
+        if self.scaling > 0:
+            raise Unplaceable("its bound is one of the norm of all blocks")
+        rules = {"oft_blocks": shard(0)}
+        return {**rules, "oft_rescale": shard(0)} if self.has("oft_rescale") else rules
 
     def change(self) -> Tensor:
         return self.base_weight() if self.base() is not None else torch.empty(self.layer.shape)

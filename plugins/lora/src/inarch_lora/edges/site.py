@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inarch.adapters import Edge
+from inarch.adapters.placement import FIRST, Placement, Split, shard
 
 
 class _Held:
@@ -45,6 +46,9 @@ class SiteEdge(Edge):
                 with torch.no_grad():
                     bias -= site.get_parameter("bias")
 
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        self.base = _Held(site)
+
     def base_weight(self) -> Tensor:
         """The base's weight, which the edge reads."""
         site = self.base()
@@ -58,6 +62,11 @@ class SiteEdge(Edge):
         Reading `strength` there would guard on its value, and compile again for another.
         """
         return (self.scale if torch.compiler.is_compiling() else self.strength) * self.factor
+
+    def along_site(self, split: Split, *names: str) -> dict[str, Placement]:
+        """How numbers for each output lie: cut with the outputs, or once in a sum."""
+        rule = shard(0) if split.kind == "columns" else FIRST
+        return {name: rule for name in names if self._parameters.get(name) is not None}
 
     def dropped(self, x: Tensor) -> Tensor:
         """The inputs as dropout leaves them in training; token ids stay, as in PEFT."""

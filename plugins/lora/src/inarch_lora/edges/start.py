@@ -10,11 +10,13 @@ arXiv:2406.01775, section 3; PEFT's `pissa_init` and `olora_init`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inarch.adapters.placement import Placement, Split
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.lora import LinearLoRA, LoRAEdge, TransposedLoRA
 from inarch_lora.terms import Start
@@ -39,6 +41,11 @@ class StartedEdge(LoRAEdge):
         for own, name in zip(("start_A", "start_B"), self.names, strict=True):
             shape = self.get_parameter(name).shape
             self.register_buffer(own, torch.empty(shape), persistent=False)
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        rules = super().placements(split)
+        own = zip(("start_A", "start_B"), self.names, strict=True)
+        return {**rules, **{start: rules[name] for start, name in own}} if rules else rules
 
     def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         super().settle(site, loaded=loaded)

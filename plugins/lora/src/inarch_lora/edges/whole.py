@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from inarch.adapters.placement import SUMMED, Placement, Split, Unplaceable, shard
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.site import SiteEdge
 
@@ -65,6 +66,31 @@ class WholeEdge(SiteEdge):
 
     def check_shapes(self) -> None:
         """Raise a RuntimeError for tensors that `change` would take and that make no sense."""
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        """Its own parameters as `cut` says, all others whole; each process makes its part."""
+        if split.kind == "whole":
+            return {}
+        if split.kind == "inside" or self.layer.kind not in ("linear", "transposed"):
+            return super().placements(split)
+        if self.dora_scale is not None and (split.kind == "rows" or self.dora_scale.shape[0] == 1):
+            raise Unplaceable("the norms it divides by need all of the weight")
+        rules = dict.fromkeys((name for name, _ in self.named_parameters()), SUMMED)
+        if self.dora_scale is not None:
+            rules["dora_scale"] = shard(0)
+        return {**rules, **self.along_site(split, "diff_b"), **self.cut(split)}
+
+    def cut(self, split: Split) -> Mapping[str, Placement]:
+        """The parameters of which each process has a part, and along which dimension.
+
+        Raises:
+            Unplaceable: a part of the outputs, or of the inputs, is not made of parts of them.
+        """
+        raise Unplaceable(f"{type(self).__name__} does not say how it lies over processes")
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        super().placed(split, site)
+        self.layer = Layer.of(site, "")
 
     def has(self, name: str) -> bool:
         return self._parameters.get(name) is not None
@@ -133,6 +159,11 @@ class ProductEdge(WholeEdge):
             return torch.einsum("mn...,om,ni->oi...", core, second, first)
         return self.layer.laid_out(second @ first)
 
+    def cut(self, split: Split) -> Mapping[str, Placement]:
+        if self.has("lora_mid"):
+            return super().cut(split)
+        return {"lora_B": shard(0)} if split.kind == "columns" else {"lora_A": shard(1)}
+
     def reset_parameters(self) -> None:
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
@@ -154,6 +185,12 @@ class LoHaEdge(WholeEdge):
     def change(self) -> Tensor:
         halves = [self._half(n) for n in (1, 2)]
         return (halves[0] * halves[1]).reshape(self.layer.shape)
+
+    def cut(self, split: Split) -> Mapping[str, Placement]:
+        if self.has("hada_t1"):
+            return super().cut(split)
+        side, dim = ("a", 0) if split.kind == "columns" else ("b", 1)
+        return {f"hada_w{n}_{side}": shard(dim) for n in (1, 2)}
 
     def _half(self, n: int) -> Tensor:
         first, second = (self.get_parameter(f"hada_w{n}_{side}") for side in "ba")
@@ -192,6 +229,13 @@ class LoKrEdge(WholeEdge):
         product = torch.einsum(pairing, self._factor("lokr_w1"), self._right())
         return product.reshape(self.layer.shape)
 
+    def cut(self, split: Split) -> Mapping[str, Placement]:
+        """Of the first factor alone: outputs and inputs count through it slowest."""
+        if self.has("lokr_w1"):
+            return {"lokr_w1": shard(0 if split.kind == "columns" else 1)}
+        name, dim = ("lokr_w1_a", 0) if split.kind == "columns" else ("lokr_w1_b", 1)
+        return {name: shard(dim)}
+
     def _factor(self, name: str) -> Tensor:
         if self.has(name):
             return self.get_parameter(name)
@@ -217,6 +261,11 @@ class FullEdge(WholeEdge):
     """A whole change of the weight, `diff`, of the bias, `diff_b`, or of both."""
 
     rank = 0
+
+    def cut(self, split: Split) -> Mapping[str, Placement]:
+        outputs = 1 if self.layer.kind == "transposed" else 0
+        dim = outputs if split.kind == "columns" else 1 - outputs
+        return {"diff": shard(dim)} if self.has("diff") else {}
 
     def change(self) -> Tensor:
         return self.get_parameter("diff").reshape(self.layer.shape)

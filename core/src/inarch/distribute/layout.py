@@ -1,0 +1,248 @@
+"""How a model lies over processes, and what follows: its gradients, its norms, its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from inarch.adapters.placement import WHOLE, Placed, Placement, Split
+from inarch.distribute.parts import Placements, copied
+
+if TYPE_CHECKING:
+    from inarch.adapters import SiteView
+    from inarch.adapters.member import Member
+
+Plan = Literal["replicate", "fsdp", "tensor"]
+
+
+@dataclass(eq=False)
+class Spread:
+    """How a model lies over processes.
+
+    Attributes:
+        data: the processes that have examples of their own; None where all have the same.
+        sharded: whether those share the parameters (FSDP2) or each has all of them.
+        tensor: the processes that share each layer; None where each has whole layers.
+        placed: how the tensors of modules lie over `tensor`; what is not named is whole.
+        sites: of the model, whose modules are this process's parts.
+    """
+
+    data: DeviceMesh | None
+    sharded: bool
+    tensor: DeviceMesh | None
+    placed: Mapping[nn.Module, Placements] = field(repr=False)
+    sites: SiteView = field(repr=False)
+
+    # Who this process is
+
+    @property
+    def writes(self) -> bool:
+        return dist.get_rank() == 0
+
+    @property
+    def part_of_data(self) -> tuple[int, int]:
+        """Which part of each batch is this process's, of how many."""
+        return (0, 1) if self.data is None else (self.data.get_local_rank(), self.data.size())
+
+    def wait(self) -> None:
+        dist.barrier()
+
+    # Gradients
+
+    def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make each gradient that of the sum of all processes' losses.
+
+        Called once a step, after the last backward and by every process. FSDP2 has added up its
+        own by then.
+
+        Args:
+            parameters: those that take gradients, in one order everywhere.
+        """
+        given = list(parameters)
+        if self.tensor is not None:
+            placements = self._by_parameter()
+            kinds = [placements.get(id(p), WHOLE).kind for p in given]
+            _reduce([p for p, k in zip(given, kinds, strict=True) if k == "summed"], self.tensor)
+            if self.tensor.get_local_rank():
+                for parameter, kind in zip(given, kinds, strict=True):
+                    if kind == "first":
+                        parameter.grad = None
+        if self.data is not None and not self.sharded:
+            _reduce(given, self.data)
+
+    def norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """The norm of the gradients of the whole model, 0-dim float32, the same everywhere."""
+        placements = self._by_parameter()
+        total: Tensor | None = None
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            own = local(parameter.grad).float().square().sum()
+            kind = placements.get(id(parameter), WHOLE).kind
+            once = kind in ("shard", "first") or _is_first(self.tensor)
+            once = once and (isinstance(parameter, DTensor) or _is_first(self.data))
+            own = own if once else torch.zeros_like(own)
+            total = own if total is None else total + own
+        if total is None:
+            return torch.zeros(())
+        dist.all_reduce(total)
+        return total.sqrt()
+
+    def clip(self, parameters: Iterable[nn.Parameter], limit: float) -> None:
+        """Cut the gradients to a norm, as `torch.nn.utils.clip_grad_norm_` does in one process."""
+        given = list(parameters)
+        share = (limit / (self.norm(given) + 1e-6)).clamp(max=1.0)
+        for parameter in given:
+            if parameter.grad is not None:
+                local(parameter.grad).mul_(share.to(parameter.grad.dtype))
+
+    def total(self, value: Tensor) -> Tensor:
+        """A sum over the processes that have examples of their own, in place."""
+        if self.data is not None:
+            dist.all_reduce(value, group=self.data.get_group())
+        return value
+
+    # Whole tensors
+
+    def whole(self, member: Member) -> Mapping[str, nn.Module]:
+        """An adapter's modules with whole tensors, which the model's own don't share."""
+        sites: dict[str, nn.Module | None] = {}
+        for edit in member.edits:
+            site = self.sites.all.get(edit.address)
+            sites[edit.address] = None if site is None else site.module
+        made: dict[str, nn.Module] = {}
+        for address, module in member.modules.items():
+            site = sites.get(address.partition(":")[0])
+            made[address] = self._whole(module, None if site is None else self._stand_in(site))
+        return made
+
+    def _whole(self, module: nn.Module, site: nn.Module | None) -> nn.Module:
+        twin: Any = copied(module)
+        rule = self.placed.get(module, {})
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                value = self._gathered(tensor, rule.get(name, WHOLE))
+                twin._parameters[name] = nn.Parameter(value, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                twin._buffers[name] = self._gathered(buffer, rule.get(name, WHOLE))
+        for name, child in module._modules.items():
+            if child is not None:
+                twin._modules[name] = self._whole(child, None)
+        if isinstance(module, Placed):
+            twin.placed(Split(), site)
+        return twin
+
+    def _stand_in(self, site: nn.Module) -> nn.Module:
+        """A layer of the base as files need it: whole, its weight without values."""
+        twin, rule = copied(site), self.placed.get(site, {})
+        for name, tensor in site._parameters.items():
+            if tensor is None:
+                continue
+            placement = rule.get(name, WHOLE)
+            if name == "weight":
+                shape = list(tensor.shape)
+                if placement.kind == "shard" and self.tensor is not None:
+                    shape[placement.dim] *= self.tensor.size()
+                value = torch.empty(shape, dtype=tensor.dtype, device="meta")
+            else:
+                value = self._gathered(tensor, placement)
+            twin._parameters[name] = nn.Parameter(value, requires_grad=False)
+        return twin
+
+    def full(self, tensor: Tensor, of: nn.Parameter) -> Tensor:
+        """A tensor of a parameter's form, such as its gradient, whole; all processes ask."""
+        return self._gathered(tensor, self._by_parameter().get(id(of), WHOLE))
+
+    def _gathered(self, tensor: Tensor, placement: Placement) -> Tensor:
+        value = tensor.detach()
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+        if self.tensor is None or placement.kind not in ("shard", "first"):
+            return value
+        group = self.tensor.get_group()
+        if placement.kind == "first":
+            value = value.clone()
+            dist.broadcast(value, group=group, group_src=0)
+            return value
+        value = value.contiguous()
+        parts = [torch.empty_like(value) for _ in range(self.tensor.size())]
+        dist.all_gather(parts, value, group=group)
+        return torch.cat(parts, placement.dim)
+
+    # Checkpoints
+
+    def stored(self, tensor: Tensor, of: nn.Parameter) -> Tensor:
+        """A tensor of a parameter's shape, such as its moments, as checkpoints keep it."""
+        return self._stored(tensor, self._by_parameter().get(id(of), WHOLE))
+
+    def _stored(self, tensor: Tensor, placement: Placement) -> Tensor:
+        value = tensor.detach()
+        if self.tensor is None or value.dim() == 0:
+            return value
+        if isinstance(value, DTensor):  # of a part: what the other dimension shares is made whole
+            value = value.full_tensor()
+        if placement.kind == "first":
+            return self._gathered(value, placement)
+        places = [Shard(placement.dim) if placement.kind == "shard" else Replicate()]
+        return DTensor.from_local(value, self.tensor, places, run_check=False)
+
+    def restored(self, value: Tensor, tensor: Tensor, of: nn.Parameter) -> None:
+        """Put what a checkpoint gave for a tensor that it was asked for as `stored`."""
+        placement = self._by_parameter().get(id(of), WHOLE)
+        if placement.kind == "first" and self.tensor is not None and self.tensor.get_local_rank():
+            value = torch.zeros_like(value)
+        elif self.tensor is not None and isinstance(value, DTensor):
+            value = value.to_local()
+        if isinstance(tensor, DTensor) and not isinstance(value, DTensor):
+            from torch.distributed.tensor import distribute_tensor
+
+            mesh: Any = tensor.device_mesh
+            value = distribute_tensor(value, mesh, tensor.placements)
+        with torch.no_grad():
+            tensor.copy_(value)
+
+    def _by_parameter(self) -> dict[int, Placement]:
+        return {
+            id(parameter): rule[name]
+            for module, rule in self.placed.items()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and name in rule
+        }
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of a tensor lies in this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _is_first(mesh: DeviceMesh | None) -> bool:
+    return mesh is None or mesh.get_local_rank() == 0
+
+
+def _reduce(parameters: list[nn.Parameter], mesh: DeviceMesh) -> None:
+    """Add up gradients over processes, all of a dtype in one collective."""
+    for group in _by_dtype(parameters):
+        for parameter in group:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [local(cast(Tensor, p.grad)) for p in group]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat, group=mesh.get_group())
+        sums = flat.split([g.numel() for g in gradients])
+        for gradient, value in zip(gradients, sums, strict=True):
+            gradient.copy_(value.view_as(gradient))
+
+
+def _by_dtype(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    yield from kinds.values()

@@ -1,0 +1,88 @@
+"""This process's part of layers and of adapters' modules, and how each tensor of them lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inarch.adapters.placement import FIRST, Placed, Placement, Split, shard
+from inarch.nn import TransposedLinear
+from inarch.tree import Edit
+from inarch.tree.steps import Combinator, Labelled, Step
+
+Placements = Mapping[str, Placement]
+"""How tensors lie, by name; what is not named is whole."""
+
+
+def layer_placements(layer: nn.Module, split: Split) -> Placements:
+    """How the weight and the bias of a linear layer lie."""
+    outputs = 1 if isinstance(layer, TransposedLinear) else 0
+    if split.kind == "columns":
+        return {"weight": shard(outputs), "bias": shard(0)}
+    return {"weight": shard(1 - outputs), "bias": FIRST}
+
+
+def part_of(tensor: Tensor, placement: Placement, split: Split) -> Tensor:
+    """This process's part of a tensor, in storage of its own; the tensor itself where it is whole.
+
+    Raises:
+        ValueError: the dimension isn't divided by the processes.
+    """
+    if placement.kind == "first" and split.part:
+        return torch.zeros_like(tensor)
+    if placement.kind != "shard":
+        return tensor
+    size, rest = divmod(tensor.shape[placement.dim], split.parts)
+    if rest:
+        raise ValueError(f"{list(tensor.shape)} along {placement.dim}")
+    part = tensor.detach().narrow(placement.dim, split.part * size, size)
+    return part.clone(memory_format=torch.contiguous_format)
+
+
+def part_of_module(
+    module: nn.Module, placements: Placements, split: Split, site: nn.Module | None = None
+) -> nn.Module:
+    """A twin that holds this process's parts; it shares what is whole."""
+    twin: Any = copied(module)
+    for name, parameter in module._parameters.items():
+        if parameter is not None and name in placements:
+            part = part_of(parameter, placements[name], split)
+            if part is not parameter:
+                part = nn.Parameter(part.detach(), requires_grad=parameter.requires_grad)
+            twin._parameters[name] = part
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name in placements:
+            twin._buffers[name] = part_of(buffer, placements[name], split)
+    if isinstance(module, nn.Linear):
+        twin.out_features, twin.in_features = twin.weight.shape
+    if isinstance(module, Placed):
+        twin.placed(split, site)
+    return twin
+
+
+def copied(module: nn.Module) -> Any:
+    """A new object with the same children, parameters and buffers."""
+    twin = object.__new__(type(module))
+    own = {n: dict(module.__dict__[n]) for n in ("_parameters", "_buffers", "_modules")}
+    twin.__dict__ = {**module.__dict__, **own}
+    return twin
+
+
+def with_modules(edit: Edit, twins: Mapping[nn.Module, nn.Module]) -> Edit:
+    """The edit with other modules in the place of some."""
+    step = _mapped(edit.step, twins)
+    return edit if step is edit.step else replace(edit, step=step)
+
+
+def _mapped(step: Step, twins: Mapping[nn.Module, nn.Module]) -> Step:
+    if isinstance(step, nn.Module):
+        return twins.get(step, step)
+    if isinstance(step, Labelled):
+        return replace(step, step=_mapped(step.step, twins))
+    if isinstance(step, Combinator) and step.children:
+        return step.with_children(tuple(_mapped(child, twins) for child in step.children))
+    return step

@@ -1,0 +1,107 @@
+"""`inarch.shard`: a model over all processes that were started, as the last step of a script."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from inarch.adapters import Model
+from inarch.distribute.layout import Plan, Spread
+from inarch.distribute.tensor import split_over
+from inarch.errors import InarchError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+SomeModel = TypeVar("SomeModel", bound=Model)
+
+
+def shard(
+    model: SomeModel,
+    plan: Plan = "replicate",
+    mesh: DeviceMesh | None = None,
+    *,
+    policy: MixedPrecisionPolicy | None = None,
+) -> SomeModel:
+    """A model over the processes of a group, each of which has equal weights and calls this.
+
+    The last step of a script: what comes out runs, is trained and is saved, and is not adapted any
+    more. `fsdp` changes the modules of `model` in place, which shares them with its base.
+
+    Args:
+        model: adapted, on this process's device.
+        plan: `replicate`, each process has all weights and its own examples; `fsdp`, the weights
+            of each block are shared out (FSDP2) and examples are each process's own; `tensor`,
+            each layer is shared out by its role and all processes have the same examples.
+        mesh: of one dimension; by default all processes. With a second named `tensor` each layer
+            is shared out over that one, and `plan` is for the other.
+        policy: of `fsdp`: in which dtypes it computes and adds up.
+
+    Raises:
+        InarchError: IA880 where the model or the mesh doesn't allow it, IA881 for an adapter that
+            can't be split. Nothing was changed.
+    """
+    data, tensor = _dimensions(mesh, plan, model)
+    if model.layout is not None:
+        raise _refused("the model is sharded already", "", "shard it once, last")
+    fingerprint = model.fingerprint()
+    result, placed = (copy.copy(model), {}) if tensor is None else split_over(model, tensor)
+    result._fingerprint = fingerprint  # pyright: ignore[reportPrivateUsage]
+    result.layout = Spread(data, plan == "fsdp", tensor, placed, result.sites)
+    if plan == "fsdp" and data is not None:
+        _fully(result, data, {} if policy is None else {"mp_policy": policy})
+    return result
+
+
+def _dimensions(
+    mesh: DeviceMesh | None, plan: str, model: Model
+) -> tuple[DeviceMesh | None, DeviceMesh | None]:
+    """The mesh of examples and that of layers."""
+    if plan not in ("replicate", "fsdp", "tensor"):
+        raise _refused(f"`{plan}` is no plan", "", "name replicate, fsdp or tensor")
+    if not dist.is_initialized():
+        raise _refused(
+            "no group of processes was started",
+            "torch.distributed is not initialised",
+            "start the script with torchrun, and call torch.distributed.init_process_group",
+        )
+    device = model.device.type
+    if mesh is None:
+        mesh = init_device_mesh(device, (dist.get_world_size(),))
+    if mesh.device_type != device:
+        why = f"the mesh is of {mesh.device_type}, the model is on {device}"
+        raise _refused("the mesh is not the model's", why, "load the model on that device")
+    if mesh.ndim == 1:
+        return (None, mesh) if plan == "tensor" else (mesh, None)
+    names = mesh.mesh_dim_names or ()
+    if mesh.ndim != 2 or "tensor" not in names or plan == "tensor":
+        raise _refused(
+            f"a mesh of {mesh.ndim} dimensions is not one for `{plan}`",
+            f"its dimensions are called: {', '.join(names) or 'nothing'}",
+            'init_device_mesh("cuda", (2, 4), mesh_dim_names=("data", "tensor"))',
+        )
+    [other] = [name for name in names if name != "tensor"]
+    return mesh[other], mesh["tensor"]
+
+
+def _fully(model: Model, mesh: DeviceMesh, options: dict[str, Any]) -> None:
+    """FSDP2 for each block, then for what is left of each tree.
+
+    Gradients are sums, as `Spread.reduce_gradients` makes them elsewhere: gloo knows no mean.
+    """
+    blocks = {s.address for s in model.sites.find(["block"])} if "block" in model.roles else set()
+    for name, tree in model.trees.items():
+        prefix = f"{name}." if name else ""
+        inside = [a.removeprefix(prefix) for a in blocks if a.startswith(prefix)]
+        for module in (*(tree.get_submodule(address) for address in sorted(inside)), tree):
+            sharded: Any = fully_shard(module, mesh=mesh, **options)
+            sharded.set_force_sum_reduction_for_comms(True)
+            sharded.set_gradient_divide_factor(1.0)
+
+
+def _refused(what: str, why: str, remedy: str) -> InarchError:
+    return InarchError("IA880", what, where="inarch.shard", why=why, remedy=remedy)

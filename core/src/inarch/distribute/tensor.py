@@ -1,0 +1,189 @@
+"""Tensor parallelism: layers by columns and by rows, adapters split with the sites they stand at.
+
+What comes out is a model like any other, of smaller layers: the collectives stand in its trees as
+steps, two for a block, after all that adapters add. Everything is checked before anything is made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from inarch.adapters import SiteView
+from inarch.adapters.graft import parts as modules_of
+from inarch.adapters.member import Member, Members
+from inarch.adapters.merge import merged
+from inarch.adapters.model import adapted
+from inarch.adapters.placement import Placed, Split, Unplaceable
+from inarch.distribute.collectives import FromParts, ToParts
+from inarch.distribute.parts import Placements, layer_placements, part_of_module, with_modules
+from inarch.distribute.regions import Region, regions_of
+from inarch.errors import InarchError
+from inarch.tree import Chain, Edit
+from inarch.tree.begin import begun
+from inarch.tree.substitute import substitute
+
+if TYPE_CHECKING:
+    from inarch.adapters import Model
+
+SomeModel = TypeVar("SomeModel", bound="Model")
+
+OWNER = "processes"
+"""Whose the collectives are, in the source."""
+
+
+def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.Module, Placements]]:
+    """The model of which this process has its part, and how the tensors of its modules lie.
+
+    Args:
+        model: as it is in one process; it is not changed.
+        mesh: of one dimension, the processes that share each layer.
+
+    Raises:
+        InarchError: IA880 for a model that can't be split, IA881 for an adapter that can't.
+    """
+    parts, part = mesh.size(), mesh.get_local_rank()
+    regions = regions_of(model, parts)
+    splits = _splits(model, regions, part, parts)
+    members = [model.adapters[name] for name in model.order.names]
+    active = [member for member in members if not member.merged]
+    rules = {member.name: _rules(member, splits, part, parts) for member in active}
+    whole = merged(model.pristine, members)
+    pristine, placed = _layers(whole, regions, part, parts)
+    sites = SiteView(pristine, model.roles, model.sites.settings, model.sites.tokenizers)
+    twins = [_twin(m, rules[m.name], splits, sites, part, parts, placed) for m in active]
+    trees, _ = adapted(_begun(pristine, regions, mesh), sites, twins)
+    for name, tree in trees.items():
+        own = [e for r in regions if r.tree == name for e in _collectives(r, mesh)]
+        trees[name] = tree.edit(own)
+    by_name = {twin.name: twin for twin in twins}
+    result = copy.copy(model)
+    result.trees, result.pristine, result._sites = trees, pristine, sites  # pyright: ignore[reportPrivateUsage]
+    result.adapters = Members([by_name.get(m.name, m) for m in model.adapters])
+    return result, placed
+
+
+def _splits(model: Model, regions: list[Region], part: int, parts: int) -> dict[str, Split]:
+    """How each site of a region lies, by its address in the model."""
+    found: dict[str, Split] = {}
+    for region in regions:
+        chain = model.pristine[region.tree].get_submodule(region.chain)
+        before = ".".join(p for p in (region.tree, region.chain) if p)
+        if not isinstance(chain, Chain):
+            raise TypeError(f"{before} is no Chain")
+        for name in chain.form.sites:
+            kind = "columns" if name in region.columns else "inside"
+            kind = "rows" if name == region.rows else kind
+            found[f"{before}.{name}"] = Split(kind, part, parts)
+    return found
+
+
+def _rules(
+    member: Member, splits: Mapping[str, Split], part: int, parts: int
+) -> dict[nn.Module, Placements]:
+    """How the tensors of an adapter's modules lie, checked to be possible."""
+    rules: dict[nn.Module, Placements] = {}
+    for edit in member.edits:
+        split = splits.get(edit.address) or Split("whole", part, parts)
+        modules = [module for _, module in modules_of(edit)]
+        if split.kind != "whole" and not all(isinstance(m, Placed) for m in modules or [None]):
+            kinds = ", ".join(type(m).__name__ for m in modules) or f"its {edit.kind}"
+            why = f"{kinds} there does not say how it lies over processes"
+            raise _unplaceable(member, edit, split, why)
+        for module in modules:
+            if isinstance(module, Placed):
+                rules[module] = _asked(member, edit, module, split)
+    return rules
+
+
+def _asked(member: Member, edit: Edit, module: nn.Module, split: Split) -> Placements:
+    if not isinstance(module, Placed):
+        raise TypeError(f"{type(module).__name__} says nothing of placements")
+    try:
+        rule = module.placements(split)
+    except Unplaceable as reason:
+        raise _unplaceable(member, edit, split, str(reason)) from None
+    for name, placement in rule.items():
+        tensor = module._parameters.get(name, module._buffers.get(name))
+        size = 0 if tensor is None else tensor.shape[placement.dim]
+        if placement.kind == "shard" and size % split.parts:
+            why = f"the {size} rows or columns of its {name} can't be divided by {split.parts}"
+            raise _unplaceable(member, edit, split, why)
+    return rule
+
+
+def _unplaceable(member: Member, edit: Edit, split: Split, why: str) -> InarchError:
+    how = {"rows": "by rows", "columns": "by columns"}.get(split.kind, "into parts around it")
+    return InarchError(
+        "IA881",
+        f"the adapter `{member.name}` can't be split with the model",
+        where=edit.address or f"its {edit.kind}",
+        why=f"the layer is split {how}; {why}",
+        remedy=f'merge it first: model.merge("{member.name}"), or shard with fsdp',
+    )
+
+
+def _layers(
+    trees: Mapping[str, Chain], regions: list[Region], part: int, parts: int
+) -> tuple[dict[str, Chain], dict[nn.Module, Placements]]:
+    """The base's trees with this process's part of each layer, and how those lie."""
+    twins: dict[str, dict[str, nn.Module]] = {name: {} for name in trees}
+    placed: dict[nn.Module, Placements] = {}
+    for region in regions:
+        for name in (*region.columns, region.rows):
+            address = f"{region.chain}.{name}"
+            layer = trees[region.tree].get_submodule(address)
+            split = Split("rows" if name == region.rows else "columns", part, parts)
+            rule = layer_placements(layer, split)
+            twin = twins[region.tree][address] = part_of_module(layer, rule, split)
+            placed[twin] = rule
+    return {n: substitute(t, twins[n]) if twins[n] else t for n, t in trees.items()}, placed
+
+
+def _twin(
+    member: Member,
+    rules: Mapping[nn.Module, Placements],
+    splits: Mapping[str, Split],
+    sites: SiteView,
+    part: int,
+    parts: int,
+    placed: dict[nn.Module, Placements],
+) -> Member:
+    """The member whose modules are this process's parts, noted in `placed`."""
+    twins: dict[nn.Module, nn.Module] = {}
+    for edit in member.edits:
+        split = splits.get(edit.address) or Split("whole", part, parts)
+        site = sites.all.get(edit.address)
+        for _, module in modules_of(edit):
+            if module in rules and (rules[module] or split.kind != "whole"):
+                beside = None if site is None else site.module
+                twin = part_of_module(module, rules[module], split, beside)
+                twins[module], placed[twin] = twin, rules[module]
+    edits = tuple(with_modules(edit, twins) for edit in member.edits)
+    modules = {address: twins.get(m, m) for address, m in member.modules.items()}
+    return replace(member, edits=edits, modules=modules)
+
+
+def _begun(trees: Mapping[str, Chain], regions: list[Region], mesh: DeviceMesh) -> dict[str, Chain]:
+    """The trees whose regions begin with the first collective, where all their input is for it."""
+    group = mesh.get_group()
+    begins: dict[str, dict[str, nn.Module]] = {name: {} for name in trees}
+    for region in regions:
+        chain = trees[region.tree].get_submodule(region.chain)
+        if region.at_start and isinstance(chain, Chain):
+            begins[region.tree][region.chain] = begun(chain, ToParts(group), OWNER)
+    return {n: substitute(t, begins[n]) if begins[n] else t for n, t in trees.items()}
+
+
+def _collectives(region: Region, mesh: DeviceMesh) -> list[Edit]:
+    group = mesh.get_group()
+    edits = [Edit.after(f"{region.chain}.{region.rows}", FromParts(group), OWNER)]
+    if not region.at_start:
+        at = [f"{region.chain}.{name}" for name in region.columns]
+        edits += [Edit.before(address, ToParts(group), OWNER) for address in at]
+    return edits

@@ -1,0 +1,49 @@
+"""Adapters add no collective: each block has as many with them as without."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "processes"))
+
+from two import asked_of_two
+
+MODEL, BLOCKS = "grouped queries", 2
+STACKS = ("none", "lora", "stack", "prefix")
+Counts = dict[str, dict[str, int]]
+
+pytestmark = pytest.mark.xdist_group("two processes")
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
+    """What one of two processes counted, by plan and stack."""
+    asked = [
+        ("counted", MODEL, stack, plan)
+        for plan in ("tensor", "fsdp", "replicate")
+        for stack in STACKS
+    ]
+    first, second = asked_of_two(asked, tmp_path_factory.mktemp("collectives"))
+    assert first == second
+    return {f"{plan} {stack}": first["-".join(one)] for one in asked for _, _, stack, plan in [one]}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_split_layers_have_two_collectives_a_block_each_way(stack: str, counts: Counts) -> None:
+    found = counts[f"tensor {stack}"]
+    assert (found["forward"], found["backward"]) == (2 * BLOCKS, 2 * BLOCKS)
+
+
+@pytest.mark.parametrize("stack", STACKS[1:])
+def test_fsdp_gathers_and_reduces_no_oftener_for_adapters(stack: str, counts: Counts) -> None:
+    assert counts[f"fsdp {stack}"] == counts["fsdp none"]
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_gradients_are_added_up_once_a_step(stack: str, counts: Counts) -> None:
+    assert counts[f"replicate {stack}"] == {"forward": 0, "backward": 0, "step": 1}
+    # Of split layers only adapters have tensors of which each process has a part of the gradient.
+    assert counts[f"tensor {stack}"]["step"] == int(stack != "none")

@@ -1,0 +1,92 @@
+"""Small adapted models, the same bit for bit in every process, and what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import inarch
+from inarch.testing.tiny import tiny_models
+
+LINEAR = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.*"]
+COLUMNS = ["attention.query", "attention.value", "mlp.up"]
+
+
+def lora(name: str = "mine", **options: Any) -> Any:
+    return inarch.adapter("lora", name=name, **{"targets": LINEAR, "rank": 4, **options})
+
+
+STACKS: dict[str, Callable[[], list[Any]]] = {
+    "none": list,
+    "lora": lambda: [lora()],
+    "stack": lambda: [
+        lora("first", rank=2, bias="all"),
+        lora("second", lora_bias=True),
+        inarch.adapter("ia3", name="factors", scale=0.5),
+        inarch.adapter("bottleneck", name="narrow", reduction=4),
+        inarch.adapter("steering", name="steer", targets=["block", "mlp.down"], after=["factors"]),
+        inarch.adapter("steering", name="upwards", targets=["mlp.up"], width=24),
+    ],
+    "factors": lambda: [
+        inarch.adapter(
+            "ia3",
+            name="factors",
+            targets=LINEAR,
+            feedforward=["mlp.down", "mlp.up"],
+        )
+    ],
+    "prefix": lambda: [inarch.adapter("prefix", tokens=3), lora()],
+    "prompt": lambda: [inarch.adapter("prompt-tuning", name="prompt", tokens=3), lora()],
+    "dora": lambda: [lora("direction", use_dora=True, targets=COLUMNS)],
+    "loha": lambda: [lora("hadamard", algorithm="loha")],
+    "lokr": lambda: [lora("kronecker", algorithm="lokr", factor=4)],
+    "pissa": lambda: [lora("principal", start="pissa")],
+    "rows": lambda: [lora("direction", use_dora=True)],
+    "taps": lambda: [
+        inarch.adapter("steering", name="steer", targets=["model.layers.*.mlp.gate"], width=24)
+    ],
+    "merged": lambda: [lora("inside"), lora("beside", rank=2)],
+}
+
+
+def base(label: str) -> Any:
+    """A random Llama of a configuration that the family declares."""
+    [tiny] = [t for t in tiny_models(families=["llama"]) if t.label == label]
+    return tiny.build(seed=3)
+
+
+def adapted(label: str, stack: str) -> Any:
+    """A model whose every tensor that training moves is random and takes gradients."""
+    torch.manual_seed(5)
+    model = base(label).adapt(*STACKS[stack]())
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for member in model.adapters:
+            for parameter in member.parameters().values():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise * 0.2)
+    if stack == "merged":
+        model = model.merge("inside")
+    return model
+
+
+def ids() -> Tensor:
+    return torch.randint(0, 31, (4, 7), generator=torch.Generator().manual_seed(2))
+
+
+def loss_of(logits: Tensor, rows: Tensor) -> Tensor:
+    """A sum, so that those of parts add up to that of the whole."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="sum")
+
+
+def named(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    for name, tree in model.trees.items():
+        for path, parameter in tree.named_parameters():
+            yield (f"{name}.{path}" if name else path), parameter
+
+
+SPLITTABLE = [name for name in STACKS if name not in ("rows", "taps")]

@@ -1,0 +1,171 @@
+"""Two gloo processes equal one: forward, gradients of every layer, and what is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from scenes import SPLITTABLE, adapted, base, ids, loss_of, named
+from two import asked_of_two
+
+import inarch
+from inarch.distribute import load_tensors
+from inarch.distribute.checkpoint import names_in
+
+GROUPED, TIED, MISTRAL = "grouped queries", "tied, biased, long", "mistral's window"
+RAN = [
+    *((GROUPED, stack, "tensor") for stack in SPLITTABLE),
+    (TIED, "none", "tensor"),
+    (TIED, "stack", "tensor"),
+    (TIED, "merged", "tensor"),
+    *((TIED, stack, "fsdp") for stack in ("none", "stack", "prefix")),
+    (GROUPED, "stack", "fsdp"),
+    (GROUPED, "stack", "replicate"),
+]
+REFUSED = [
+    (MISTRAL, "lora", "tensor", "IA880", "1 heads"),
+    (GROUPED, "rows", "tensor", "IA881", "o_proj"),
+    (GROUPED, "taps", "tensor", "IA881", "gate"),
+    (GROUPED, "lora", "sideways", "IA880", "sideways"),
+]
+GENERATED = [(GROUPED, "stack", "tensor"), (TIED, "prefix", "tensor")]
+
+pytestmark = pytest.mark.xdist_group("two processes")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="session")
+def found(folder: Path) -> list[dict[str, Any]]:
+    tasks = [
+        *(("ran", *one) for one in RAN),
+        *(("refused", *one[:3]) for one in REFUSED),
+        *(("generated", *one) for one in GENERATED),
+    ]
+    return asked_of_two(tasks, folder)
+
+
+def name_of(one: tuple[str, ...]) -> str:
+    return "-".join(one[:3])
+
+
+@pytest.fixture(params=RAN, ids=name_of)
+def scene(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    return request.param
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-5, atol=1e-5 * max(1.0, other.abs().max().item()))
+
+
+def test_two_processes_give_the_logits_and_gradients_of_one(
+    scene: tuple[str, str, str], found: list[dict[str, Any]]
+) -> None:
+    label, stack, plan = scene
+    model, rows = adapted(label, stack), ids()
+    for tree in model.trees.values():
+        tree.requires_grad_(True)
+    logits = model(rows)
+    loss_of(logits, rows).backward()
+    ours = [one[f"ran-{name_of(scene)}"] for one in found]
+    given = [one["logits"] for one in ours]
+    assert close(torch.cat(given) if plan != "tensor" else given[0], logits)
+    expected = dict(named(model))
+    for one in ours:
+        assert list(one["gradients"]) == list(expected)
+        for name, parameter in expected.items():
+            gradient = parameter.grad
+            gradient = torch.zeros_like(parameter) if gradient is None else gradient
+            assert close(one["gradients"][name], gradient), name
+        gradients = [p.grad for p in expected.values() if p.grad is not None]
+        assert close(one["norm"], torch.nn.utils.get_total_norm(gradients))
+        assert one["late"] == "IA108"
+
+
+def content(path: Path) -> Any:
+    """A file's bytes; of safetensors, whose header has no order, its parts."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return file.metadata(), {k: (t.dtype, t.tolist()) for k, t in tensors.items()}
+
+
+def test_what_two_save_is_the_file_that_one_saves(
+    scene: tuple[str, str, str], found: list[dict[str, Any]], folder: Path, tmp_path: Path
+) -> None:
+    assert found
+    model = adapted(*scene[:2])
+    theirs = folder / f"ran-{name_of(scene)}"
+    for member in model.adapters:
+        if member.merged:
+            continue
+        model.save_adapter(member.name, tmp_path / member.name)
+        files = sorted(f.name for f in (tmp_path / member.name).iterdir())
+        assert sorted(f.name for f in (theirs / member.name).iterdir()) == files
+        for name in files:
+            one, other = (path / member.name / name for path in (tmp_path, theirs))
+            assert content(one) == content(other), name
+
+
+def test_a_checkpoint_of_two_is_read_by_one(
+    scene: tuple[str, str, str], found: list[dict[str, Any]], folder: Path
+) -> None:
+    assert found
+    expected = dict(named(adapted(*scene[:2])))
+    path = folder / f"ran-{name_of(scene)}" / "dcp"
+    assert names_in(path) == set(expected)
+    read = {name: torch.full_like(p.detach(), torch.nan) for name, p in expected.items()}
+    load_tensors(read, path)
+    for name, parameter in expected.items():
+        assert torch.equal(read[name], parameter), name
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=name_of)
+def test_what_cant_be_split_is_refused_before_anything_is(
+    case: tuple[str, ...], found: list[dict[str, Any]]
+) -> None:
+    *_, code, told = case
+    for one in found:
+        refusal = one[f"refused-{name_of(case)}"]
+        assert refusal["code"] == code
+        assert told in refusal["text"]
+        assert refusal["untouched"]
+
+
+@pytest.mark.parametrize("case", GENERATED, ids=name_of)
+def test_two_processes_generate_the_tokens_of_one(
+    case: tuple[str, str, str], found: list[dict[str, Any]]
+) -> None:
+    model = adapted(*case[:2])
+    steps = model.generate_ids(ids().tolist(), max_new_tokens=6, stop=frozenset())
+    tokens = list(steps)
+    assert [one[f"generated-{name_of(case)}"]["tokens"] for one in found] == [tokens, tokens]
+
+
+def test_a_model_is_not_sharded_without_processes() -> None:
+    with pytest.raises(inarch.InarchError, match="IA880"):
+        inarch.shard(adapted(GROUPED, "lora"), "tensor")
+
+
+@pytest.mark.parametrize("stack", ["lora", "dora", "pissa", "loha", "lokr"])
+def test_peft_loads_what_two_processes_saved(
+    stack: str, found: list[dict[str, Any]], folder: Path
+) -> None:
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    model = adapted(GROUPED, stack)
+    [member] = model.adapters
+    config = transformers.LlamaConfig(**{**model.sites.settings, "attn_implementation": "sdpa"})
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs.load_state_dict(base(GROUPED).state_dict())
+    name = f"ran-{name_of((GROUPED, stack, 'tensor'))}"
+    theirs = peft.PeftModel.from_pretrained(theirs, folder / name / member.name)
+    with torch.no_grad():
+        logits = theirs(ids()).logits
+    assert close(found[0][name]["logits"], logits)
