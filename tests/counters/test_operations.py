@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks import b02_lora, b05_adapt
+import pytest
+import torch
+
+from benchmarks import b02_lora, b05_adapt, b06_lifecycle, b08_merge, b12_discovery, models
 
 
 def test_a_lora_adds_two_operations_to_its_layer() -> None:
@@ -11,3 +14,24 @@ def test_a_lora_adds_two_operations_to_its_layer() -> None:
 
 def test_adapting_grows_as_the_layers_do() -> None:
     assert 0.9 < b05_adapt.counted_exponent((8, 16, 32, 64)) < 1.02
+
+
+def test_adapting_rescaling_and_dropping_cost_the_same_with_fifty_loaded() -> None:
+    grown = b06_lifecycle.growth((1, 50))
+    assert max(grown.values()) <= 1.01
+
+
+@pytest.mark.parametrize("dtype", b08_merge.DTYPES, ids=str)
+def test_a_hundred_merges_leave_every_bit_of_the_base(dtype: torch.dtype) -> None:
+    assert b08_merge.changed(dtype, 100) == 0
+
+
+def test_a_thousand_distributions_are_answered_for_from_the_files_of_sixty() -> None:
+    with models.folder() as where:
+        few, many = (b12_discovery.installed(count, where) for count in (60, 1000))
+        for environment in (few, many):
+            b12_discovery.answered(environment)
+        less, more = b12_discovery.counted(few), b12_discovery.counted(many)
+    assert more[0] == less[0], "files and folders opened"
+    assert (more[1] - less[1]) / 940 < 20, "function calls for each distribution more"
+    assert (less[2], more[2]) == (0, 0), "torch was imported"
