@@ -102,8 +102,6 @@ def counted(environment: Mapping[str, str]) -> tuple[int, int, int]:
     return files, calls, torch
 
 
-
-
 def run(setting: Setting) -> Result:
     result = result_of(WORKLOAD, setting, bandwidth(setting))
     counts = (3, 9) if setting.quick else COUNTS

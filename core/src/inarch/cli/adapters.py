@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from inarch.cli.output import Output, as_data, json_option
+from inarch.cli.output import Output, json_option
 from inarch.plugins import index
 from inarch.plugins.fit import misfit, model_named, weights_misfit
 
@@ -26,10 +26,10 @@ def adapters(model: str | None, as_json: bool) -> None:
     }
     if as_json:
         kinds = (("adapters", listed.adapters), ("weights", listed.weights))
-        data = {k: [as_data(e) for e in t.values() if not reasons[e.id]] for k, t in kinds}
+        data = {k: [e for e in t.values() if not reasons[e.id]] for k, t in kinds}
         output.envelope({**data, "unfit": {i: r for i, r in reasons.items() if r}})
         return
-    fit = [i for i, reason in reasons.items() if not reason]
+    fit = {i for i, reason in reasons.items() if not reason}
     rows = [(a.id, "adapter", a.distribution, a.summary) for a in listed.adapters.values()]
     rows += [(w.id, w.adapter, w.distribution, w.summary) for w in listed.weights.values()]
     if fit:

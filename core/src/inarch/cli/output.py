@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -41,7 +40,7 @@ class Output:
         self.command = command
 
     def envelope(self, data: Any, *, error: dict[str, Any] | None = None) -> None:
-        """Print the one JSON object a command prints."""
+        """Print the one JSON object a command prints; entries of manifests may stand in it."""
         body = {
             "inarch": inarch.__version__,
             "command": self.command,
@@ -49,7 +48,10 @@ class Output:
             "data": data,
             "error": error,
         }
-        click.echo(json.dumps(body, ensure_ascii=False, indent=2))
+        import msgspec  # many times faster than json, where much is listed
+
+        text = msgspec.json.encode(body, enc_hook=str)  # versions, say, which are kinds of text
+        click.echo(msgspec.json.format(text, indent=2).decode())
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Rows under headings: in columns, the last one wrapped to the terminal."""
@@ -60,12 +62,12 @@ class Output:
             return
         widths = [max(len(row[i]) for row in cells) for i in range(len(headings) - 1)]
         indent = " " * (sum(widths) + 2 * len(widths))
+        lines: list[str] = []
         for row in cells:
-            start = "".join(f"{c:<{w}}  " for c, w in zip(row[:-1], widths, strict=True))
-            rest = textwrap.wrap(row[-1], max(24, width - len(indent))) or [""]
-            click.echo((start + rest[0]).rstrip())
-            for line in rest[1:]:
-                click.echo(indent + line)
+            start = "".join([cell.ljust(wide) + "  " for cell, wide in zip(row, widths)])  # noqa: B905
+            first, *rest = _wrapped(row[-1], max(24, width - len(indent)))
+            lines += [(start + first).rstrip(), *(indent + line for line in rest)]
+        click.echo("\n".join(lines))
 
     def items(self, lines: Iterable[str]) -> None:
         """A list, each item wrapped to the terminal."""
@@ -114,6 +116,13 @@ class Output:
         path = getattr(getattr(error, "ctx", None), "command_path", "inarch")
         click.echo(f"error[IA701]: {error.format_message()}", err=True)
         click.echo(f"  = help: {path} --help", err=True)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """The lines of a text; most are one, which needs no wrapping."""
+    if len(text) <= width and text.isprintable():
+        return [text]
+    return textwrap.wrap(text, width) or [""]
 
 
 def as_data(entry: Any) -> dict[str, Any]:

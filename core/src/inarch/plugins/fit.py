@@ -41,7 +41,9 @@ def model_named(name: str, listed: Index) -> ModelEntry:
 
 def misfit(entry: AdapterEntry, model: ModelEntry) -> str:
     """Why an adapter does not fit a model; empty where it does."""
-    lacking = [r for r in entry.roles if not any(fnmatchcase(role, r) for role in model.roles)]
+    roles = model.roles
+    unmet = [r for r in entry.roles if r not in roles]
+    lacking = [r for r in unmet if not any(fnmatchcase(role, r) for role in roles)]
     if lacking:
         return f"{model.id} has no role {', '.join(lacking)}"
     return version_misfit(entry, model)
