@@ -69,3 +69,21 @@ def test_training_on_the_gpu_moves_the_adapter_alone(folder: Path, tmp_path: Pat
     examples = [Example((1, 2, 3), (1, 2, 3)), Example((4, 5), (4, 5))]
     train(model, examples, adapter="lora", out=tmp_path / "out", steps=3, batch_size=2)
     assert all(torch.equal(base.state_dict()[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("prompts", [[[1, 2, 3, 4]], [[1, 2, 3, 4], [5, 6]]], ids=len)
+def test_a_recorded_step_gives_the_tokens_of_an_eager_one(
+    folder: Path, prompts: list[list[int]]
+) -> None:
+    """Twice, since the second generation replays what the first one recorded."""
+    model = inarch.load(folder, device="cuda").adapt(inarch.adapter("lora", rank=2))
+    for parameter in model.adapter_parameters("lora").values():
+        parameter.data.normal_(std=0.2)
+    model.adapters["lora"].trainable = False
+    for longer in ([], [7, 8, 9]):
+        given = [longer + prompt for prompt in prompts]
+        steps = [
+            list(model.generate_ids(given, max_new_tokens=20, stop=frozenset(), compile=one))
+            for one in (False, True)
+        ]
+        assert steps[0] == steps[1]

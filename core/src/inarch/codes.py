@@ -79,6 +79,7 @@ CODES: Final[dict[str, str]] = {
     "IA508": "an input the model does not have",
     "IA509": "a library that an input needs and that is not installed",
     "IA511": "unknown rotary positions",
+    "IA512": "a step that can't be compiled",
     # 7xx the command line
     "IA701": "a command used wrongly",
     "IA702": "a word that names nothing",

@@ -8,91 +8,135 @@ import torch
 from torch import Tensor
 
 from inarch.nn.attention import causal_mask, positions_of
-from inarch.nn.cache import CacheClock, cache_edits
+from inarch.nn.decoder import CompiledStep, Places, borrow, give_back
 from inarch.nn.sampling import Sampling
-from inarch.tree import Chain, Edit
+from inarch.tree import Chain
 
-BEGINS = "begins"
-"""An input that adapters may ask for: whether the tokens are the first of their sequences, True
-unless a cache holds earlier ones."""
+_SMALLEST = 128
 
 
-def last_position(x: Tensor) -> Tensor:
-    """[batch, time, width] to [batch, 1, width]: what the next token is read from."""
-    return x[:, -1:]
-
-
-class Generator:
-    """One generation: the tree with caches, and the loop over it.
+class Generation:
+    """One generation: a decoder, and the loop over it.
 
     Args:
         tree: takes token ids, asks for `positions` and `mask`, and `begins` where an adapter
             needs it, gives logits.
-        attention: addresses of the steps that take (query, key, value, mask).
-        head: address of the step that makes logits, which only the last position goes through.
+        places: where its attention and its head are.
         prompts: token ids, at least one each.
         new_tokens: at most so many are generated.
         window: how far back attention sees, if not to the beginning.
         pad: the id that shorter prompts are filled up with on the left.
+        compile: run every token after the first through a compiled step.
+
+    Raises:
+        InarchError: IA108 for a tree that was compiled or sharded in place.
     """
 
     def __init__(
         self,
         tree: Chain,
-        attention: Sequence[str],
-        head: str,
+        places: Places,
         prompts: Sequence[Sequence[int]],
         new_tokens: int,
         *,
         window: int | None = None,
         pad: int = 0,
+        compile: bool = False,
     ) -> None:
+        self.tree, self.places = tree, places
+        self.window, self.pad, self.compile = window, pad, compile
         self.device = next(tree.parameters()).device
         self.longest = max(len(prompt) for prompt in prompts)
+        self.new_tokens = new_tokens
         self.capacity = self.longest + new_tokens
-        self.new_tokens, self.window, self.pad = new_tokens, window, pad
-        self.clock = CacheClock()
-        edits = cache_edits(attention, self.capacity, self.clock)
-        self.tree = tree.edit([*edits, Edit.before(head, last_position, "last_position")])
+        if compile:  # powers of two, for which what was compiled serves again
+            self.capacity = max(_SMALLEST, 1 << (self.capacity - 1).bit_length())
         rows = [[pad] * (self.longest - len(p)) + list(p) for p in prompts]
         self.ids = torch.tensor(rows, device=self.device)
         self.padding: Tensor | None = None
         if len({len(p) for p in prompts}) > 1:
-            self.padding = torch.ones((len(prompts), self.capacity), dtype=torch.bool)
-            for row, prompt in zip(self.padding, prompts, strict=True):
+            padding = torch.ones((len(prompts), self.capacity), dtype=torch.bool)
+            for row, prompt in zip(padding, prompts, strict=True):
                 row[: self.longest - len(prompt)] = False
-            self.padding = self.padding.to(self.device)
+            self.padding = padding.to(self.device)
             self.positions = positions_of(self.padding)
         else:
             self.positions = torch.arange(self.capacity, device=self.device)[None]
+        self.near = self._near()
+        self.decoder = borrow(tree, places)
+
+    def _near(self) -> Tensor | None:
+        """[capacity], True for the last ones a window sees; None where it sees all of them."""
+        if self.window is None or self.window >= self.capacity:
+            return None
+        return torch.arange(self.capacity, device=self.device) >= self.capacity - self.window
 
     def steps(self, sampling: Sampling, stop: frozenset[int]) -> Iterator[list[int | None]]:
         """The tokens of each step, None for rows that have stopped after a stop token."""
         generator = sampling.generator(self.device)
         live = [True] * len(self.ids)
-        given, seen = self.ids, None
-        for _ in range(self.new_tokens):
-            tokens, seen = self._step(given, seen, sampling, generator)
-            chosen: list[int] = tokens.tolist()
-            yield [t if alive else None for t, alive in zip(chosen, live, strict=True)]
-            live = [alive and t not in stop for t, alive in zip(chosen, live, strict=True)]
-            if not any(live):
-                return
-            given = tokens[:, None]
+        given, start, seen = self.ids, 0, None
+        self.decoder.begin(self.capacity)
+        try:
+            for _ in range(self.new_tokens):
+                tokens, seen = self._step(given, start, seen, sampling, generator)
+                start += given.shape[1]
+                given = tokens[:, None]
+                chosen: list[int] = tokens.tolist()
+                yield [t if alive else None for t, alive in zip(chosen, live, strict=True)]
+                live = [alive and t not in stop for t, alive in zip(chosen, live, strict=True)]
+                if not any(live):
+                    return
+        finally:
+            give_back(self.tree, self.places, self.decoder)
 
     @torch.inference_mode()  # of each step: around a yield it would hold in the caller's code too
     def _step(
         self,
         given: Tensor,
+        start: int,
         seen: Tensor | None,
         sampling: Sampling,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The next token of each row, [batch], and which tokens each row has had, if asked."""
-        logits = self._forward(given)[:, -1]
+        logits = self._logits(given, start)[:, -1]
         if sampling.penalises:
             seen = self._first_seen(logits) if seen is None else seen.scatter(1, given, True)
         return sampling.next(logits, seen, generator), seen
+
+    def _logits(self, given: Tensor, start: int) -> Tensor:
+        """Logits after the last of the tokens given, [batch, 1, vocabulary]."""
+        if start and self.compile:
+            return self._compiled(start).run(given)
+        end = start + given.shape[1]
+        return self.decoder.run(given, start, self.positions[:, start:end], self._mask(start, end))
+
+    def _mask(self, start: int, end: int) -> Tensor | None:
+        """Which keys the tokens see; for one token alone a slice of what is there already."""
+        if start == 0 or end - start > 1:
+            padding = None if self.padding is None else self.padding[:, :end]
+            return causal_mask(
+                end - start, end, padding=padding, window=self.window, device=self.device
+            )
+        near = None if self.near is None or end <= (self.window or 0) else self.near[-end:]
+        if self.padding is None:
+            return None if near is None else near[None, None, None]
+        seen = self.padding[:, :end] if near is None else self.padding[:, :end] & near
+        return seen[:, None, None]
+
+    def _compiled(self, start: int) -> CompiledStep:
+        """The compiled step, ready for the token at `start`."""
+        decoder = self.decoder
+        if decoder.step is None:
+            decoder.step = CompiledStep(self.tree, decoder.edits)
+        if start == self.longest:
+            padding = self.padding
+            if padding is None:
+                padding = torch.ones((1, self.capacity), dtype=torch.bool, device=self.device)
+            keys, _ = decoder.caches[0].kept
+            decoder.step.begin(start, self.positions, padding, self.window, keys)
+        return decoder.step
 
     def _first_seen(self, logits: Tensor) -> Tensor:
         """The prompts' tokens, [batch, vocabulary]; what fills a prompt up is none of them."""
@@ -102,16 +146,3 @@ class Generator:
             real = self.padding[:, : self.longest]
             seen[:, self.pad] = ((self.ids == self.pad) & real).any(-1)
         return seen[:, : logits.shape[1]]
-
-    def _forward(self, given: Tensor) -> Tensor:
-        start = self.clock.start
-        end = start + given.shape[1]
-        padding = None if self.padding is None else self.padding[:, :end]
-        mask = causal_mask(
-            given.shape[1], end, padding=padding, window=self.window, device=self.device
-        )
-        self.clock.given = given.shape[1]
-        more = {BEGINS: start == 0} if BEGINS in self.tree.form.needs else {}
-        logits = self.tree(given, positions=self.positions[:, start:end], mask=mask, **more)
-        self.clock.start = end
-        return logits

@@ -14,7 +14,8 @@ from inarch.errors import InarchError
 from inarch.nn.answer import Answer
 from inarch.nn.attention import causal_mask, positions_of
 from inarch.nn.capture import captured_addresses, capturing
-from inarch.nn.generation import BEGINS, Generator
+from inarch.nn.decoder import BEGINS, Places
+from inarch.nn.generation import Generation
 from inarch.nn.sampling import Sampling
 from inarch.nn.tokenizer import Messages, Tokenizer
 
@@ -132,6 +133,7 @@ class LanguageModel(Model):
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         stream: bool = False,
+        compile: bool = False,
     ) -> str | list[str] | Iterator[str]:
         """Text that continues a prompt or answers messages, or a list of either.
 
@@ -143,12 +145,15 @@ class LanguageModel(Model):
             top_k, top_p, min_p, repetition_penalty, seed: see `Sampling`.
             stop: texts to stop before.
             stream: give the text in pieces as it is made, for one prompt.
+            compile: compile the step from token to token, once for each structure, batch and
+                capacity (the next power of two of prompt and `max_new_tokens` together). That
+                takes seconds once and pays where many tokens follow.
 
         Returns:
             The text without the prompt; a list of texts for a list; an iterator when streaming.
 
         Raises:
-            InarchError: IA501 to IA506.
+            InarchError: IA501 to IA506, IA512.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         tokenizer = self._tokenizer()
@@ -167,7 +172,9 @@ class LanguageModel(Model):
                 why=f"{len(prompts)} were given",
                 remedy="stream each on its own, or leave stream out",
             )
-        steps = self.generate_ids(ids, max_new_tokens=max_new_tokens, sampling=sampling)
+        steps = self.generate_ids(
+            ids, max_new_tokens=max_new_tokens, sampling=sampling, compile=compile
+        )
         answers = [Answer(tokenizer, self.stop_ids, stops) for _ in ids]
         if stream:
             return _streamed(steps, answers[0])
@@ -181,11 +188,19 @@ class LanguageModel(Model):
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         stop: frozenset[int] | None = None,
+        compile: bool = False,
     ) -> Iterator[list[int | None]]:
         """Token ids step by step, one for each prompt, None for prompts that have stopped.
 
+        Args:
+            prompts: token ids, which run as one batch.
+            max_new_tokens, compile: see `generate`.
+            sampling: how tokens are chosen; the likeliest each time where it is left out.
+            stop: tokens that end a row; the model's own where they are left out.
+
         Raises:
-            InarchError: IA504 where there is nothing to begin with or nothing to generate.
+            InarchError: IA504 where there is nothing to begin with or nothing to generate; IA512,
+                with the second token, where the step can't be compiled.
         """
         if max_new_tokens < 1:
             raise InarchError(
@@ -201,16 +216,17 @@ class LanguageModel(Model):
                 why="there is no token to begin with, and this tokenizer adds none",
                 remedy="give at least one word",
             )
-        generator = Generator(
+        attention = tuple(site.address for site in self.sites.find(["attention.attend"]))
+        generation = Generation(
             self.tree,
-            [site.address for site in self.sites.find(["attention.attend"])],
-            self.sites.find(["head"])[0].address,
+            Places(attention, self.sites.find(["head"])[0].address),
             prompts,
             max_new_tokens,
             window=self.window,
             pad=self._pad_id(),
+            compile=compile,
         )
-        return generator.steps(sampling or Sampling(), self.stop_ids if stop is None else stop)
+        return generation.steps(sampling or Sampling(), self.stop_ids if stop is None else stop)
 
     @property
     def stop_ids(self) -> frozenset[int]:

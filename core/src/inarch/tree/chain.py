@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import nn
 
 from inarch.errors import InarchError
-from inarch.tree.generate import Form, Interface, form_of
+from inarch.tree.generate import Form, Interface, form_of, keep
 from inarch.tree.program import Registry, adopt
 from inarch.tree.steps import Seq, Step
 from inarch.tree.write import check_value_name
@@ -145,6 +145,15 @@ class Chain(nn.Module):
         self.ties = (*self.ties, (alias, source))
         self.retie()
         return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As torch's, in place. It serves every Chain of this structure, later ones too.
+
+        Args:
+            args, kwargs: of `torch.compile`.
+        """
+        keep(self.form)
+        super().compile(*args, **kwargs)
 
     def __repr__(self) -> str:
         from inarch.tree.draw import draw

@@ -13,10 +13,12 @@ import functools
 import itertools
 import linecache
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -65,6 +67,16 @@ class Form:
     below: tuple[tuple[str, Form], ...]
 
     @functools.cached_property
+    def region(self) -> Callable[..., Any]:
+        """The function as a region of a larger compilation, which all that have this form share.
+
+        Outside of one it is the function. Before torch 2.8 there are none, and a compilation goes
+        through every Chain of this form anew.
+        """
+        mark = getattr(torch.compiler, "nested_compile_region", None)
+        return self.function if mark is None else mark(self.function)
+
+    @functools.cached_property
     def index(self) -> dict[str, tuple[tuple[str, ...], str]]:
         """Each address at or below a Chain of this form: the Chains on the way, the site's name."""
         index: dict[str, tuple[tuple[str, ...], str]] = {name: ((), name) for name in self.sites}
@@ -75,7 +87,21 @@ class Form:
 
 
 _FORMS: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
+_COMPILED: OrderedDict[Form, None] = OrderedDict()
+_KEPT = 128
 _NUMBERS = itertools.count()
+
+
+def keep(form: Form) -> None:
+    """Let a form that is being compiled outlive its trees, until many others were compiled.
+
+    What a compiler made belongs to the code object. Whoever adapts, compiles, drops and adapts
+    again would otherwise compile again, since the code would have died with the tree.
+    """
+    _COMPILED[form] = None
+    _COMPILED.move_to_end(form)
+    while len(_COMPILED) > _KEPT:
+        _COMPILED.popitem(last=False)
 
 
 def form_of(program: Step, interface: Interface, modules: Mapping[str, nn.Module]) -> Form:

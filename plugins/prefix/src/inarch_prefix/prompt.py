@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inarch.adapters import Adapter, Example, SiteView, TargetSite
 from inarch.errors import InarchError
-from inarch.nn.generation import BEGINS
+from inarch.nn.decoder import BEGINS
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader
 from inarch.weights.peft import write_folder

@@ -1,0 +1,64 @@
+"""Compiled generation under every kind of adapter of a language model, and several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+
+import inarch
+from inarch.testing import tiny_models
+from inarch.testing.subject import trained
+
+SPECS = {
+    "lora": inarch.adapter("lora", rank=2),
+    "dora": inarch.adapter("lora", name="dora", rank=2, use_dora=True),
+    "ia3": inarch.adapter("ia3"),
+    "prefix": inarch.adapter("prefix", tokens=3),
+    "prompt": inarch.adapter("prompt-tuning", name="prompt", tokens=3),
+    "houlsby": inarch.adapter("bottleneck", name="houlsby", kind="houlsby"),
+    "steering": inarch.adapter("steering"),
+}
+LLAMAS = list(tiny_models(families=["llama"]))
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [4, 3, 2]]
+
+
+@pytest.fixture
+def counter() -> Iterator[CompileCounter]:
+    torch._dynamo.reset()
+    counters.clear()
+    counter = CompileCounter()
+    before = torch.compiler.get_default_backend()
+    torch.compiler.set_default_backend(counter)
+    yield counter
+    torch.compiler.set_default_backend(before)
+    torch._dynamo.reset()
+
+
+def rows(model: Any, **options: Any) -> list[list[int | None]]:
+    steps = model.generate_ids(PROMPTS, max_new_tokens=8, stop=frozenset(), **options)
+    return list(steps)
+
+
+@pytest.mark.parametrize("tiny", LLAMAS, ids=str)
+@pytest.mark.parametrize("kind", SPECS)
+def test_an_adapter_s_tokens_are_the_same_compiled(
+    tiny: Any, kind: str, counter: CompileCounter
+) -> None:
+    model = trained(tiny.build(), SPECS[kind])
+    expected = rows(model)
+    assert rows(model, compile=True) == expected
+    assert rows(model, compile=True) == expected
+    assert (counter.frame_count, sum(counters["graph_break"].values())) == (1, 0)
+
+
+def test_several_at_once_are_the_same_compiled(counter: CompileCounter) -> None:
+    base = LLAMAS[0].build()
+    kinds = ("lora", "prefix", "prompt", "steering")
+    model = base._with([m for kind in kinds for m in trained(base, SPECS[kind]).adapters])
+    assert rows(model, compile=True) == rows(model)
+    assert (counter.frame_count, sum(counters["graph_break"].values())) == (1, 0)
