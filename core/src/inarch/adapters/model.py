@@ -17,7 +17,6 @@ from inarch.adapters.graft import filled, installed, split
 from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
-from inarch.adapters.placement import Layout
 from inarch.adapters.telling import tell
 from inarch.adapters.vocabulary import taught, with_words
 from inarch.errors import InarchError
@@ -30,6 +29,7 @@ from inarch.tree import Chain
 from inarch.tree.diff import diff
 
 if TYPE_CHECKING:
+    from inarch.distribute import Spread  # what sharding attaches; nothing here makes one
     from inarch.nn.tokenizer import Tokenizer
 
 
@@ -49,7 +49,7 @@ class Model(Foundation):
         super().__init__(trees, config, **known)
         self.adapters = Members()
         self.order = Order()
-        self.layout: Layout | None = None
+        self.layout: Spread | None = None
         self._grown: Mapping[str, Tokenizer] = {}
 
     # What its adapters make of it

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
-
-if TYPE_CHECKING:
-    from inarch.adapters.member import Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +68,3 @@ class Placed(Protocol):
     def placements(self, split: Split) -> Mapping[str, Placement]: ...
 
     def placed(self, split: Split, site: nn.Module | None) -> None: ...
-
-
-class Layout(Protocol):
-    """How a model lies over processes; `inarch.distribute` makes it."""
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes files for all."""
-        ...
-
-    def whole(self, member: Member) -> Mapping[str, nn.Module]:
-        """A member's modules with whole tensors; every process of the model asks at once."""
-        ...
-
-    def wait(self) -> None:
-        """Until every process of the model is here."""
-        ...

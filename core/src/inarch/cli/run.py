@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,13 @@ class ByModel(click.Command):
         **extra: Any,
     ) -> click.Context:
         command = _of_package(args)
+        if command is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InarchError(
+                "IA882",
+                "a model of this kind runs in one process",
+                why="layers are split over processes for language models",
+                remedy="start the command without torchrun",
+            )
         if command is None:
             return super().make_context(info_name, args, parent, **extra)
         return command.make_context(info_name, args, parent, **extra)
@@ -103,26 +111,28 @@ def run(
     """
     if (prompt is None) == (message is None):
         raise click.UsageError("Give either --prompt or --message.")
-    from inarch.cli.target import opened
-
-    started = time.perf_counter()
-    _, adapted = opened(model, extra, device=device, dtype=dtype)
-    generate = getattr(adapted, "generate", None)
-    if generate is None:
-        raise InarchError(
-            "IA704",
-            f"`{model}` does not generate text",
-            remedy=f"inarch show {adapted.family}",
-        )
-    loaded = time.perf_counter()
     given = prompt if prompt is not None else [{"role": "user", "content": message}]
     settings = {key: value for key, value in options.items() if value is not None}
     settings["temperature"] = 0.0 if greedy else temperature
-    pieces: list[str] = []
-    for piece in generate(given, stream=True, **settings):
-        pieces.append(piece)
-        if not as_json:
-            click.echo(piece, nl=False)
+    from inarch.distribute.processes import joined
+
+    started = time.perf_counter()
+    with joined(device) as processes:
+        adapted = _opened(model, extra, processes.device if processes else device, dtype)
+        if processes:
+            from inarch.distribute import shard
+
+            adapted = shard(adapted, "tensor")
+            settings["seed"] = processes.one_seed(options["seed"])
+        loaded = time.perf_counter()
+        silent = processes is not None and not processes.speaks
+        pieces: list[str] = []
+        for piece in adapted.generate(given, stream=True, **settings):
+            pieces.append(piece)
+            if not as_json and not silent:
+                click.echo(piece, nl=False)
+        if silent:
+            return
     if not as_json:
         click.echo()
         return
@@ -132,3 +142,17 @@ def run(
         "seconds": {"load": loaded - started, "generate": time.perf_counter() - loaded},
     }
     Output(True, "run").envelope(data)
+
+
+def _opened(model: str, extra: tuple[str, ...], device: str, dtype: str | None) -> Any:
+    """The adapted model of a command, which must be one that generates text."""
+    from inarch.cli.target import opened
+
+    adapted = opened(model, extra, device=device, dtype=dtype)[1]
+    if not hasattr(adapted, "generate"):
+        raise InarchError(
+            "IA704",
+            f"`{model}` does not generate text",
+            remedy=f"inarch show {adapted.family}",
+        )
+    return adapted

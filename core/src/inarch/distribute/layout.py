@@ -103,6 +103,13 @@ class Spread:
             if parameter.grad is not None:
                 local(parameter.grad).mul_(share.to(parameter.grad.dtype))
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process; all ask at once."""
+        where = self.data or self.tensor
+        value = torch.tensor(float(flag), device=None if where is None else where.device_type)
+        dist.all_reduce(value)
+        return bool(value)
+
     def total(self, value: Tensor) -> Tensor:
         """A sum over the processes that have examples of their own, in place."""
         if self.data is not None:

@@ -49,6 +49,10 @@ def shard(
     if model.layout is not None:
         raise _refused("the model is sharded already", "", "shard it once, last")
     fingerprint = model.fingerprint()
+    meshes = [m for m in (data, tensor) if m is not None]
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        for one in meshes:  # what was drawn afresh, perhaps from other seeds
+            dist.broadcast(parameter.data, group=one.get_group(), group_src=0)
     result, placed = (copy.copy(model), {}) if tensor is None else split_over(model, tensor)
     result._fingerprint = fingerprint  # pyright: ignore[reportPrivateUsage]
     result.layout = Spread(data, plan == "fsdp", tensor, placed, result.sites)

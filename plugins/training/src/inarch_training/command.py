@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from inarch.cli.output import Output, json_option
 from inarch.errors import InarchError
 from inarch.plugins.hooks import hook
+
+if TYPE_CHECKING:
+    from inarch.nn import LanguageModel
+    from inarch.stack import AdapterSpec
 
 
 @click.command()
@@ -41,6 +45,11 @@ from inarch.plugins.hooks import hook
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", help="Of the base; the file's own by default.")
+@click.option(
+    "--parallel",
+    type=click.Choice(["replicate", "fsdp", "tensor"]),
+    help="How processes that torchrun started share the model; each has all of it by default.",
+)
 @click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")
 @json_option
 def train(
@@ -55,6 +64,7 @@ def train(
     rank: int | None,
     device: str,
     dtype: str | None,
+    parallel: Literal["replicate", "fsdp", "tensor"] | None,
     as_json: bool,
     **settings: Any,
 ) -> int:
@@ -65,35 +75,35 @@ def train(
     inarch train smollm2 --with pirate --data both.jsonl --out json --name json
 
     A line of the file is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}.
-    Ctrl-C saves; the same command with --resume goes on.
-    """
-    import torch
+    Ctrl-C saves; the same command with --resume goes on. Several processes share the work:
 
+    
+    torchrun --nproc-per-node 2 -m inarch train smollm2 --data pirate.jsonl --out pirate
+    """
     import inarch
-    from inarch.cli.target import opened
-    from inarch.nn import LanguageModel
+    from inarch.distribute.processes import joined
     from inarch_training import train as run
 
     given = dict(_option(text) for text in options)
     if rank is not None:
         given["rank"] = rank
-    base, beside = opened(model, extra, device=device, dtype=dtype)
-    if not isinstance(base, LanguageModel):
-        raise InarchError(
-            "IA704",
-            f"`{model}` is no language model, so there is no text to train on",
-            where=model,
-            remedy="inarch models",
-        )
-    torch.manual_seed(settings["seed"])
-    adapted = beside.adapt(inarch.adapter(adapter, weights=weights, name=name, **given))
-    *_, member = adapted.adapters
-    count = sum(p.numel() for p in member.parameters().values())
+    spec = inarch.adapter(adapter, weights=weights, name=name, **given)
     output = Output(as_json, "train")
-    if not as_json:
-        output.note(f"training {member.name}: {count:,} parameters at {len(member.modules)} sites")
-    with _progress(settings["steps"], silent=as_json) as on_step:
-        result = run(adapted, data, adapter=member.name, out=out, on_step=on_step, **settings)
+    with joined(device, wanted=f"--parallel {parallel}" if parallel else "") as processes:
+        silent = processes is not None and not processes.speaks
+        place = processes.device if processes else device
+        adapted = _opened(model, extra, spec, place, dtype, settings["seed"])
+        *_, member = adapted.adapters
+        count = sum(p.numel() for p in member.parameters().values())
+        if not as_json and not silent:
+            sites = len(member.modules)
+            output.note(f"training {member.name}: {count:,} parameters at {sites} sites")
+        if processes:
+            adapted = inarch.shard(adapted, parallel or "replicate")
+        with _progress(settings["steps"], silent=as_json or silent) as on_step:
+            result = run(adapted, data, adapter=member.name, out=out, on_step=on_step, **settings)
+    if silent:
+        return 130 if result.interrupted else 0
     if as_json:
         output.envelope(
             {
@@ -108,6 +118,32 @@ def train(
     else:
         _report(output, result)
     return 130 if result.interrupted else 0
+
+
+def _opened(
+    model: str,
+    extra: tuple[str, ...],
+    spec: AdapterSpec,
+    device: str,
+    dtype: str | None,
+    seed: int,
+) -> LanguageModel:
+    """The model of a command, with what acts beside and with the adapter that is to be trained."""
+    import torch
+
+    from inarch.cli.target import opened
+    from inarch.nn import LanguageModel
+
+    base, beside = opened(model, extra, device=device, dtype=dtype)
+    if not isinstance(base, LanguageModel) or not isinstance(beside, LanguageModel):
+        raise InarchError(
+            "IA704",
+            f"`{model}` is no language model, so there is no text to train on",
+            where=model,
+            remedy="inarch models",
+        )
+    torch.manual_seed(seed)
+    return beside.adapt(spec)
 
 
 def _report(output: Output, result: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,11 +99,13 @@ def train(
         optimizer = torch.optim.AdamW(
             parameters.values(), lr=learning_rate, weight_decay=weight_decay
         )
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + _part(model)[0])
         losses: list[float] = []
+        layout = model.layout
         settings = {"seed": seed, "batch_size": batch_size, "accumulate": accumulate}
         if resume:
-            losses = _resumed(load_state(folder, parameters, optimizer), settings, folder)
+            facts = load_state(folder, parameters, optimizer, layout)
+            losses = _resumed(facts, settings, folder)
         rates = [_rate(i, steps, warmup, schedule) * learning_rate for i in range(steps)]
         batches = order(len(examples), batch_size, seed, len(losses) * accumulate)
 
@@ -110,10 +113,15 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             model.save_adapter(adapter, folder)
             facts = {"step": len(losses), "losses": losses, "settings": settings}
-            save_state(folder, parameters, optimizer, facts)
-            write_csv(folder / "loss.csv", losses, rates[: len(losses)])
+            save_state(folder, parameters, optimizer, facts, layout)
+            if layout is None or layout.writes:
+                write_csv(folder / "loss.csv", losses, rates[: len(losses)])
 
-        with _stopping() as stopped:
+        with _stopping(patience=0.0 if layout is None else 3.0) as pressed:
+
+            def stopped() -> bool:
+                return pressed() if layout is None else layout.any(pressed())
+
             while len(losses) < steps and not stopped():
                 optimizer.param_groups[0]["lr"] = rates[len(losses)]
                 chosen = [[examples[i] for i in next(batches)] for _ in range(accumulate)]
@@ -123,7 +131,8 @@ def train(
                 if len(losses) % save_every == 0:
                     save()
         save()
-    draw(folder / "loss.png", losses, f"{adapter}: {member.kind}, {len(losses)} steps")
+    if layout is None or layout.writes:
+        draw(folder / "loss.png", losses, f"{adapter}: {member.kind}, {len(losses)} steps")
     return TrainingResult(folder, losses, len(losses) < steps)
 
 
@@ -134,17 +143,20 @@ def _step(
     parameters: dict[str, nn.Parameter],
     clip: float,
 ) -> float:
-    """One step over several forwards; each learned token counts the same, in whichever it is."""
-    device = model.device
+    """One step over several forwards; each learned token counts the same, in whichever it is.
+
+    Of several processes each takes its part of the examples, and the step is that of all.
+    """
+    device, layout = model.device, model.layout
     tokens = sum(label != IGNORED for group in batches for e in group for label in e.labels[1:])
     total = 0.0
     for group in batches:
-        ids, labels, mask = batch(group, device)
+        ids, labels, mask = batch(_own(group, *_part(model)), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(ids, mask)
         loss = _loss(logits, labels) / tokens
         loss.backward()
-        total += float(loss.detach())
+        total += float(loss.detach() if layout is None else layout.total(loss.detach().clone()))
     if not math.isfinite(total):
         raise InarchError(
             "IA604",
@@ -152,10 +164,28 @@ def _step(
             why="the adapter was not changed by this step; the last save holds",
             remedy="lower the learning rate",
         )
-    torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip)
+    if layout is None:
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip)
+    else:
+        layout.reduce_gradients(parameters.values())
+        layout.clip(parameters.values(), clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _part(model: LanguageModel) -> tuple[int, int]:
+    """Which part of each batch is this process's, of how many."""
+    return (0, 1) if model.layout is None else model.layout.part_of_data
+
+
+def _own(group: list[Example], part: int, parts: int) -> list[Example]:
+    """One process's share of a forward's examples; where none is left, one with nothing to learn.
+
+    Every process runs every forward, since those that share weights wait for each other.
+    """
+    own = group[part::parts]
+    return own or [Example(group[0].ids, (IGNORED,) * len(group[0].ids))]
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -222,17 +252,30 @@ def _only(model: LanguageModel, name: str) -> Generator[None, None, None]:
 
 
 @contextlib.contextmanager
-def _stopping() -> Generator[Callable[[], bool], None, None]:
-    """Says whether Ctrl-C was pressed; pressed twice it interrupts at once."""
+def _stopping(patience: float) -> Generator[Callable[[], bool], None, None]:
+    """Says whether Ctrl-C was pressed; pressed twice it interrupts at once.
+
+    Args:
+        patience: seconds in which a second press is the first one again, as processes hear of it
+            from the terminal and from what started them.
+    """
     pressed = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield pressed.is_set
         return
     before = signal.getsignal(signal.SIGINT)
 
+    first = 0.0
+
     def press(*_: object) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
+        nonlocal first
+        now = time.monotonic()
+        if pressed.is_set() and now - first > patience:
+            signal.signal(signal.SIGINT, before)
+            raise KeyboardInterrupt
+        if not pressed.is_set():
+            first = now
+            pressed.set()
 
     signal.signal(signal.SIGINT, press)
     try:

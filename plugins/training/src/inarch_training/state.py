@@ -1,20 +1,27 @@
-"""What a run needs to go on where it stopped: safetensors and JSON, each written whole."""
+"""What a run needs to go on where it stopped: safetensors and JSON, each written whole.
+
+Any number of processes write it, each what lies in it, and any other number can go on from it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inarch.errors import InarchError
 
+if TYPE_CHECKING:
+    from inarch.distribute import Spread
+
 _FOLDER = "state"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_state(
@@ -22,38 +29,79 @@ def save_state(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any],
+    layout: Spread | None = None,
 ) -> None:
     """Write parameters, the optimizer's moments and torch's generators; then `facts`.
 
-    The JSON comes last and names the tensors' file, so a run that dies between the two resumes
+    The JSON comes last and names the tensors' folder, so a run that dies between the two resumes
     from the state before.
     """
+    from inarch.distribute import save_tensors
+
     folder = out / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {"cpu_generator": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda_generator"] = torch.cuda.get_rng_state()
-    for name, parameter in parameters.items():
-        tensors[f"parameter.{name}"] = parameter.detach().cpu().contiguous()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    name = f"tensors-{facts['step']}.safetensors"
-    _replace(folder / name, lambda path: save_file(tensors, path))
-    text = json.dumps({**facts, "tensors": name}, indent=1)
-    _replace(folder / "state.json", lambda path: path.write_text(text))
-    for old in folder.glob("tensors-*.safetensors"):
+    file = folder / "state.json"
+    name = f"tensors-{facts['step']}"
+    if file.is_file() and json.loads(file.read_text()).get("tensors") == name:
+        name += "-again"
+    if layout is not None:
+        layout.wait()
+    if layout is None or layout.writes:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir(parents=True)
+    if layout is not None:
+        layout.wait()
+    tensors = dict(_generators())
+    for key, tensor, parameter in _tensors(parameters, optimizer):
+        tensors[key] = tensor.detach() if layout is None else layout.stored(tensor, parameter)
+    save_tensors(tensors, folder / name)
+    if layout is not None:
+        layout.wait()
+        if not layout.writes:
+            return
+    partial = file.with_name(".state.json.partial")
+    partial.write_text(json.dumps({**facts, "tensors": name}, indent=1))
+    partial.replace(file)
+    for old in folder.glob("tensors-*"):
         if old.name != name:
-            old.unlink()
+            shutil.rmtree(old)
+
+
+def _generators() -> Iterator[tuple[str, Tensor]]:
+    """The states of this process's generators, under names of its own."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    yield f"cpu_generator.{rank}", torch.get_rng_state()
+    if torch.cuda.is_available():
+        yield f"cuda_generator.{rank}", torch.cuda.get_rng_state()
+
+
+def _tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor, nn.Parameter]]:
+    """Each parameter and what AdamW keeps of it, made where it kept nothing yet."""
+    step = max((s["step"] for s in optimizer.state.values() if s), default=torch.tensor(0.0))
+    for name, parameter in parameters.items():
+        yield f"parameter.{name}", parameter, parameter
+        state = optimizer.state[parameter]
+        state.setdefault("step", step.clone())
+        yield f"step.{name}", state["step"], parameter
+        for key in _MOMENTS:
+            state.setdefault(key, torch.zeros_like(parameter.detach()))
+            yield f"{key}.{name}", state[key], parameter
 
 
 def load_state(
-    out: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    out: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    layout: Spread | None = None,
 ) -> dict[str, Any]:
     """Put back what `save_state` wrote, and give its facts.
 
     Raises:
         InarchError: IA603 where there is no state, or it is of another adapter.
     """
+    from inarch.distribute.checkpoint import load_tensors, names_in
+
     file = out / _FOLDER / "state.json"
     if not file.is_file():
         raise InarchError(
@@ -64,7 +112,7 @@ def load_state(
         )
     try:
         facts: dict[str, Any] = json.loads(file.read_text())
-        tensors = load_file(file.parent / facts["tensors"])
+        names = names_in(file.parent / facts["tensors"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InarchError(
             "IA603",
@@ -73,7 +121,7 @@ def load_state(
             why=f"{type(error).__name__}: {error}",
             remedy="leave --resume out to begin anew",
         ) from None
-    known = {n.removeprefix("parameter.") for n in tensors if n.startswith("parameter.")}
+    known = {n.removeprefix("parameter.") for n in names if n.startswith("parameter.")}
     if known != set(parameters):
         raise InarchError(
             "IA603",
@@ -83,21 +131,19 @@ def load_state(
             f"{len(known & set(parameters))} of the same name",
             remedy="pass the options the run was begun with",
         )
-    torch.set_rng_state(tensors["cpu_generator"])
-    if "cuda_generator" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda_generator"])
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter.{name}"])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors.get(f"{key}.{name}")
-                if value is not None:
-                    place = "cpu" if key == "step" else parameter.device
-                    optimizer.state[parameter][key] = value.to(place)
+    own = {key: (tensor, p) for key, tensor, p in _tensors(parameters, optimizer)}
+    read = {
+        key: torch.empty_like(tensor.detach() if layout is None else layout.stored(tensor, p))
+        for key, (tensor, p) in own.items()
+    }
+    generators = {key: state for key, state in _generators() if key in names}
+    load_tensors({**read, **generators}, file.parent / facts["tensors"])
+    for key, (tensor, parameter) in own.items():
+        if layout is not None:
+            layout.restored(read[key], tensor, parameter)
+        else:
+            with torch.no_grad():
+                tensor.copy_(read[key])
+    for key, state in generators.items():
+        (torch.set_rng_state if key.startswith("cpu") else torch.cuda.set_rng_state)(state)
     return facts
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    partial.replace(path)

@@ -1,0 +1,88 @@
+"""The processes that torchrun started for one command: who this one is, and how all of them end."""
+
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import click
+import torch
+from torch import distributed as dist
+
+from inarch.errors import InarchError
+
+_ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """One of several processes.
+
+    Attributes:
+        device: this process's own, as torch names it.
+        speaks: whether it prints for all.
+    """
+
+    device: str
+    speaks: bool
+
+    def one_seed(self, seed: int | None) -> int:
+        """A seed that is the same in every process: the one given, or one that is drawn."""
+        drawn: list[int | None] = [random.getrandbits(63) if seed is None else seed]
+        dist.broadcast_object_list(drawn, device=torch.device(self.device))
+        return drawn[0] or 0
+
+
+@contextlib.contextmanager
+def joined(device: str, *, wanted: str = "") -> Generator[Processes | None, None, None]:
+    """The group of the processes that torchrun started, while it lasts; None for one alone.
+
+    Whatever goes wrong in any of them is told once, and ends all of them: the first tells it, the
+    others end without a word.
+
+    Args:
+        device: where the command was asked to run; `cuda` is this process's own GPU.
+        wanted: what was asked for that needs several processes.
+
+    Raises:
+        InarchError: IA882 where several are wanted and there are none.
+    """
+    if any(name not in os.environ for name in _ENVIRONMENT):
+        if wanted:
+            raise InarchError(
+                "IA882",
+                f"{wanted} needs several processes, and this is one",
+                why="torchrun starts them and says so in the environment",
+                remedy="torchrun --nproc-per-node 2 -m inarch ...",
+            )
+        yield None
+        return
+    own = device
+    if torch.device(device).type == "cuda":
+        own = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(own)
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    backend = "cpu:gloo,cuda:nccl" if own.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    try:
+        yield Processes(own, rank == 0)
+    except (click.exceptions.Exit, KeyboardInterrupt):
+        raise
+    except BaseException:
+        if _told(store):
+            raise click.exceptions.Exit(1) from None
+        raise
+    dist.destroy_process_group()
+
+
+def _told(store: dist.Store) -> bool:
+    """Whether another process has told what went wrong; from now on, this one has."""
+    try:
+        return store.add("inarch/told", 1) > 1
+    except RuntimeError:  # the store is gone, and with it the process that held it
+        return True

@@ -1,0 +1,207 @@
+"""`inarch train` and `inarch run` by two processes: what one does, told once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from inarch.cli.main import main
+from inarch_llama.model import Llama
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 12,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+WORDS = ["<unk>", "the", "sea", "is", "wide", "deep", "blue", "and", "a", "ship", "sails", "on"]
+LINES = ["the sea is wide and blue", "a ship sails on the sea", "the sea is deep", "a deep sea"]
+WORKER = Path(__file__).with_name("command_worker.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+pytestmark = pytest.mark.xdist_group("two processes")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a tokenizer of twelve words, and examples beside it."""
+    path = tmp_path_factory.mktemp("commands")
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (path / "model").mkdir()
+    tokenizer.save(str(path / "model" / "tokenizer.json"))
+    torch.manual_seed(5)
+    tree = Llama.build(Llama.parse_config(CONFIG))[""]
+    save_file(tree.state_dict(), path / "model" / "model.safetensors")
+    (path / "model" / "config.json").write_text(json.dumps(CONFIG))
+    text = "".join(json.dumps({"text": line}) + "\n" for line in LINES)
+    (path / "data.jsonl").write_text(text)
+    (path / "data0.jsonl").write_text(text)
+    return path
+
+
+def training(folder: Path, out: str, steps: int, *more: str) -> list[str]:
+    command = ["train", str(folder / "model"), "--data", str(folder / "data.jsonl"), "--json"]
+    command += ["--out", str(folder / out), "--steps", str(steps), "--schedule", "constant"]
+    return [*command, "--rank", "2", "--batch-size", "3", "--learning-rate", "0.01", *more]
+
+
+def generating(folder: Path) -> list[str]:
+    stack = folder / "stack.toml"
+    stack.write_text('model = "model"\n[[adapter]]\nuse = "lora"\nweights = "whole"\n')
+    command = ["run", str(stack), "--prompt", "the sea", "--max-new-tokens", "8"]
+    return [*command, "--seed", "3", "--temperature", "1.3"]
+
+
+def alone(command: list[str]) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    return int(stop.value.code or 0)
+
+
+def ports(count: int) -> list[str]:
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    numbers = [str(one.getsockname()[1]) for one in held]
+    for one in held:
+        one.close()
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> list[list[Any]]:
+    """What each of two processes said of every command."""
+    assert alone(training(folder, "whole", 8)) == 0
+    assert alone(training(folder, "turns", 2)) == 0
+    commands = [
+        training(folder, "turns", 4, "--resume", "--parallel", "fsdp"),
+        training(folder, "turns", 6, "--resume", "--parallel", "tensor"),
+        training(folder, "shares", 8),
+        generating(folder),
+        training(folder, "nothing", 1, "--with", "nowhere"),
+    ]
+    (folder / "commands.json").write_text(json.dumps(commands))
+    chosen = ports(len(commands))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(folder), *chosen],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        text, _ = worker.communicate(timeout=300)
+        assert worker.returncode == 0, text
+    assert alone(training(folder, "turns", 8, "--resume")) == 0
+    return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "loss.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("out", ["shares", "turns"])
+def test_two_processes_train_as_one_does_and_in_turns_with_one(
+    out: str, folder: Path, said: list[Any]
+) -> None:
+    assert [[code for code, *_ in one[:3]] for one in said] == [[0, 0, 0]] * 2, said
+    assert losses(folder / out) == pytest.approx(losses(folder / "whole"), abs=2e-5)
+    one, other = (load_file(folder / o / "adapter_model.safetensors") for o in ("whole", out))
+    assert list(one) == list(other)
+    for key, tensor in one.items():
+        torch.testing.assert_close(other[key], tensor, atol=2e-5, rtol=1e-4)
+
+
+def test_one_of_two_processes_tells_what_was_done(folder: Path, said: list[Any]) -> None:
+    first, second = said
+    for number in range(3):
+        assert json.loads(first[number][1])["ok"]
+        assert second[number][1:] == ["", ""]
+
+
+def test_two_processes_generate_the_text_of_one(
+    folder: Path, said: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert alone(generating(folder)) == 0
+    text = capsys.readouterr().out
+    assert len(text.split()) > 4
+    assert [one[3][:2] for one in said] == [[0, text], [0, ""]]
+
+
+def test_what_is_wrong_in_both_is_told_once(said: list[Any]) -> None:
+    ends = [one[4] for one in said]
+    assert [code != 0 for code, *_ in ends] == [True, True]
+    assert sum("IA406" in out + err for _, out, err in ends) == 1
+
+
+def test_what_is_wrong_in_one_ends_both_with_one_message(folder: Path) -> None:
+    command = " ".join(training(folder, "broken", 4)).replace("data.jsonl", "data$RANK.jsonl")
+    python = f"{sys.executable} -m inarch {command}"
+    done = subprocess.run(
+        [*TORCHRUN, "--no-python", "bash", "-c", python],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0
+    [body] = [json.loads(done.stdout)]
+    assert body["error"]["code"] == "IA601"
+    assert "inarch/cli" not in done.stderr  # of Python's tracebacks there is torchrun's alone
+
+
+def test_ctrl_c_saves_once_and_ends_both(folder: Path) -> None:
+    command = training(folder, "cut", 100_000, "--save-every", "5")
+    running = subprocess.Popen(
+        [*TORCHRUN, "-m", "inarch", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    state = folder / "cut" / "state" / "state.json"
+    wait_for(state.exists)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode != 0
+    body = json.loads(out)
+    assert body["data"]["interrupted"]
+    assert json.loads(state.read_text())["step"] == body["data"]["steps"] >= 5
+
+
+def wait_for(there: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 120
+    while not there() and time.monotonic() < ends:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("plan", ["replicate", "fsdp", "tensor"])
+def test_one_process_is_not_asked_to_share(
+    plan: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert alone(training(folder, "nothing", 1, "--parallel", plan)) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "IA882"
+    assert not (folder / "nothing").exists()
