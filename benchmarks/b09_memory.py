@@ -117,7 +117,7 @@ def slopes(
 def run(setting: Setting) -> Result:
     result = result_of(WORKLOAD, setting, bandwidth(setting))
     rows: list[list[str]] = []
-    for kind in KINDS:
+    for kind in ("LoRA, rank 1", "(IA)^3") if setting.quick else KINDS:
         made, whole, own = _kind(setting, kind)
         slope = made["inarch"][1]
         what = f"{kind}: bytes of tensors an adapter adds, over its own"

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import b02_lora, b05_adapt, b06_lifecycle, b08_merge, b12_discovery, models
+from benchmarks import (
+    b02_lora,
+    b05_adapt,
+    b06_lifecycle,
+    b08_merge,
+    b11_compile,
+    b12_discovery,
+    models,
+)
 
 
 def test_a_lora_adds_two_operations_to_its_layer() -> None:
@@ -35,3 +43,11 @@ def test_a_thousand_distributions_are_answered_for_from_the_files_of_sixty() -> 
     assert more[0] == less[0], "files and folders opened"
     assert (more[1] - less[1]) / 940 < 20, "function calls for each distribution more"
     assert (less[2], more[2]) == (0, 0), "torch was imported"
+
+
+def test_compiling_makes_one_graph_for_each_structure_and_none_for_further_adapters() -> None:
+    found = b11_compile.counted(20)
+    assert found["breaks"] == 0
+    assert found["whole"] == 1
+    assert (found["blocks"], found["structures"]) == (3, 3)
+    assert (found["first"], found["cycles"]) == (1, 0)
