@@ -95,12 +95,10 @@ def _restored(where: Path, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _both(where: Path, plans: Sequence[str]) -> list[dict[str, Any]]:
     """What each of two gloo processes found."""
-    code = (
-        "import sys; from benchmarks.b14_processes import work; work(int(sys.argv[1]), sys.argv[2])"
-    )
+    code = "from benchmarks.b14_processes import work; work({}, {!r}, {!r})"
     workers = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code, str(rank), str(where)],
+            [sys.executable, "-W", "ignore", "-c", code.format(rank, str(where), tuple(plans))],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
