@@ -9,7 +9,7 @@ import functools
 
 import torch
 from hypothesis import strategies as st
-from small_trees import Factor, LowRank
+from small_trees import Factor, LowRank, Together
 from torch import Tensor, nn
 
 from inarch.tree import (
@@ -213,6 +213,7 @@ def edits(draw, tree, adapter):
             [
                 linear,
                 LowRank(4, 4).double(),
+                Together(4, 4, rank=draw(st.integers(1, 2))).double(),
                 Spread().double(),
                 lean,
                 weigh,

@@ -105,6 +105,22 @@ class LowRank(nn.Module):
         return term if plus is None else plus + term
 
 
+class Together(LowRank):
+    """A term that is computed with others of its rank: in other bits than one after another."""
+
+    @property
+    def joins(self):
+        return self.a.out_features
+
+    @classmethod
+    def joined(cls, modules):
+        def call(x, *, plus):
+            return plus + sum(module(x) for module in modules)
+
+        call.modules = modules
+        return call
+
+
 class Factor(nn.Module):
     """A learnt vector, as IA3's is."""
 

@@ -272,6 +272,7 @@ def _check_fills(spec: AdapterSpec, edits: Iterable[Edit], header: WeightsHeader
         )
 
 
+@torch.inference_mode(False)  # whose tensors could neither be trained nor tell when they change
 def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> None:
     """Fill what the edit brings from the file straight onto the site's device, or initialise it."""
     device, dtype = _placement(edit, sites)

@@ -25,6 +25,7 @@ from inarch.adapters.member import Member
 from inarch.errors import InarchError
 from inarch.resolve.memory import free_bytes
 from inarch.tree import Chain, Edit
+from inarch.tree.diff import chains
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
@@ -135,6 +136,7 @@ def _run(
     unproved: list[str] = []
     problems: list[InarchError] = []
     examples = model.examples()
+    kept: _Alive = {}
     if not examples:
         unproved.append(f"the model `{model.family or 'of no family'}` declares no examples")
     for example in examples:
@@ -148,8 +150,8 @@ def _run(
             unproved.append(f"nobody gives an example of the input {', '.join(lacking)}")
             continue
         try:
-            before = _traced(twins[example.tree], example, given)
-            after = _traced(patched[example.tree], example, given)
+            before = _traced(twins[example.tree], example, given, {})
+            after = _traced(patched[example.tree], example, given, kept)
         except Exception as error:  # whatever a module's forward raises is what went wrong
             problems.append(_fails(example, error))
             continue
@@ -168,18 +170,26 @@ def _run(
     return runs, list(dict.fromkeys(unproved)), problems
 
 
-class _Counter(TorchDispatchMode):
-    """Counts operations, views left out, and the bytes of what they make that live at one time."""
+_Alive = dict[int, tuple[StorageWeakRef, int]]
 
-    def __init__(self) -> None:
+
+class _Counter(TorchDispatchMode):
+    """Counts operations, views left out, and the bytes of what they make that live at one time.
+
+    Args:
+        alive: what earlier runs of the same tree made and keep, by storage; it is brought forward.
+    """
+
+    def __init__(self, alive: _Alive) -> None:
         super().__init__()
         self.operations = 0
         self.peak = 0
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._alive = alive
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._alive = {k: v for k, v in self._alive.items() if not v[0].expired()}
+        for gone in [k for k, v in self._alive.items() if v[0].expired()]:
+            del self._alive[gone]
         given = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         new = [t for t in tree_leaves(result) if isinstance(t, Tensor) and _storage(t) not in given]
         self.operations += bool(new) or bool(func._schema.is_mutable)
@@ -201,13 +211,19 @@ class _Trace:
     peak: int = 0
 
 
-def _traced(tree: Chain, example: Example, given: Mapping[str, Any]) -> _Trace:
+def _traced(tree: Chain, example: Example, given: Mapping[str, Any], alive: _Alive) -> _Trace:
+    """One forward: the second where terms are joined, since the first makes what they keep."""
     takes = [given[name] for name in tree.interface.takes]
     needs = {name: given[name] for name in tree.form.needs}
-    with torch.no_grad(), _Counter() as counter:
-        outputs = tree(*takes, **needs)
+    making, counter = _Counter(alive), _Counter(alive)
+    with torch.no_grad():
+        if any(chain.form.joints for _, chain in chains(tree)):
+            with making:
+                tree(*takes, **needs)
+        with counter:
+            outputs = tree(*takes, **needs)
     shapes = [_shape(value) for value in tree_leaves(outputs) if isinstance(value, Tensor)]
-    return _Trace(shapes, counter.operations, counter.peak)
+    return _Trace(shapes, counter.operations, max(making.peak, counter.peak))
 
 
 def _shape(tensor: Tensor) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -75,18 +77,21 @@ def run(step: Any, x: Values, scope: Scope, exports: Scope, chain: Chain) -> Val
             return tuple(
                 v for child, one in zip(step.steps, x, strict=True) for v in go(child, (one,))
             )
-        case Sum() | Product() | Concat():
-            if isinstance(step, Concat):
-                return (torch.cat([go(child, x)[0] for child in step.steps], dim=step.dim),)
-            total = go(step.steps[0], x)[0]
-            for child in step.steps[1:]:
-                if takes_the_sum(child, chain):
-                    total = run(child, x, {**scope, "plus": total}, exports, chain)[0]
-                elif isinstance(step, Sum):
-                    total = total + go(child, x)[0]
+        case Sum():
+            total, *terms = go(step.steps[0], x), *step.steps[1:]
+            for child in terms:
+                kin = [t for t in terms if joins(child, t, chain)]
+                if len(kin) > 1:
+                    total = together(kin, x, total, chain) if child is kin[0] else total
+                elif takes_the_sum(child, chain):
+                    total = run(child, x, {**scope, "plus": total[0]}, exports, chain)
                 else:
-                    total = total * go(child, x)[0]
-            return (total,)
+                    total = (total[0] + go(child, x)[0],)
+            return total
+        case Product():
+            return (functools.reduce(operator.mul, [go(child, x)[0] for child in step.steps]),)
+        case Concat():
+            return (torch.cat([go(child, x)[0] for child in step.steps], dim=step.dim),)
         case Call():
             return call(step.function, x, scope)
         case Ref():
@@ -99,6 +104,21 @@ def run(step: Any, x: Values, scope: Scope, exports: Scope, chain: Chain) -> Val
             return values
         case _:
             raise TypeError(f"{step!r} is no step")
+
+
+def joins(one: Any, other: Any, chain: Chain) -> bool:
+    """Whether two terms of a sum are computed together."""
+    if not all(isinstance(t, Graft) and isinstance(t.step, Ref) for t in (one, other)):
+        return False
+    modules: list[Any] = [chain.module_at(term.step.name) for term in (one, other)]
+    a, b = modules
+    known = type(a) is type(b) and hasattr(type(a), "joined")
+    return known and a.joins is not None and bool(a.joins == b.joins)
+
+
+def together(terms: list[Any], x: Values, total: Values, chain: Chain) -> Values:
+    modules: list[Any] = [chain.module_at(term.step.name) for term in terms]
+    return (type(modules[0]).joined(modules)(*x, plus=total[0]),)
 
 
 def takes_the_sum(step: Any, chain: Chain) -> bool:

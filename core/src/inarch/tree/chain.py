@@ -12,6 +12,7 @@ from torch import nn
 
 from inarch.errors import InarchError
 from inarch.tree.generate import Form, Interface, form_of, keep
+from inarch.tree.joint import joined
 from inarch.tree.program import Registry, adopt
 from inarch.tree.steps import Seq, Step
 from inarch.tree.write import check_value_name
@@ -198,17 +199,26 @@ class Chain(nn.Module):
         self._generate()
 
     def _generate(self) -> None:
-        self.form = form_of(self.program, self.interface, ModulesOf(self))
+        modules = ModulesOf(self)
+        if "form" in self.__dict__:
+            self.__dict__ = self._written()
+        self.form = form_of(self.program, self.interface, modules)
         self.forward = MethodType(self.form.function, self)
+        for joint in self.form.joints:  # past nn.Module, whose parameters have names already
+            self.__dict__[joint.name] = joined(joint, modules)
+
+    def _written(self) -> dict[str, Any]:
+        """What it holds, without what is made from its program and its modules."""
+        made = {"forward", "form", *(joint.name for joint in self.form.joints)}
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def _twin(self) -> Self:
         """A new object that holds the same children and nothing that was attached to this one."""
         twin = object.__new__(type(self))
-        twin.__dict__ = {**self.__dict__, **{name: OrderedDict() for name in _HOOKS}}
+        twin.__dict__ = {**self._written(), **{name: OrderedDict() for name in _HOOKS}}
         for name in ("_parameters", "_buffers", "_modules"):
             twin.__dict__[name] = dict(self.__dict__[name])
         twin.__dict__["_non_persistent_buffers_set"] = set(self._non_persistent_buffers_set)
-        twin.__dict__.pop("forward")
         return twin
 
     def _replace(self, name: str, module: nn.Module) -> None:
@@ -225,9 +235,8 @@ class Chain(nn.Module):
         holder._modules[last] = module
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("forward", "form", "_compiled_call_impl"):
-            state.pop(name, None)
+        state = self._written()
+        state.pop("_compiled_call_impl", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -24,11 +24,13 @@ from torch.nn.parameter import is_lazy
 
 from inarch.errors import InarchError
 from inarch.tree.failure import explain
+from inarch.tree.joint import Joint, joints_of
+from inarch.tree.lines import Value
 from inarch.tree.names import HANDLER
 from inarch.tree.signature import Call, Signature, of_module
-from inarch.tree.steps import Let, Ref, Site, Step, Use, walk
+from inarch.tree.steps import Let, Ref, Site, Step, Sum, Use, walk
 from inarch.tree.text import source
-from inarch.tree.write import Child, Value, Writer
+from inarch.tree.write import Child, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Form:
         sites: the names of the labelled steps, in program order.
         child: how a Chain around calls it.
         below: the Chains in it, by name.
+        joints: terms that it computes together.
         lines: the site each line of the source belongs to.
     """
 
@@ -65,6 +68,7 @@ class Form:
     lines: tuple[str, ...]
     child: Child
     below: tuple[tuple[str, Form], ...]
+    joints: tuple[Joint, ...]
 
     @functools.cached_property
     def region(self) -> Callable[..., Any]:
@@ -106,12 +110,19 @@ def keep(form: Form) -> None:
 
 def form_of(program: Step, interface: Interface, modules: Mapping[str, nn.Module]) -> Form:
     """The structure of a program over modules; made once, for whoever has it."""
-    refs = [step.name for step in walk(program) if isinstance(step, Ref)]
+    refs: list[str] = []
+    sums: list[Sum] = []
+    for step in walk(program):
+        if isinstance(step, Ref):
+            refs.append(step.name)
+        elif isinstance(step, Sum):
+            sums.append(step)
     below = tuple((name, _structure(modules[name])) for name in refs)
-    key = (program, interface, below)
+    joints = joints_of(sums, modules) if sums else ()
+    key = (program, interface, below, joints)
     form = _FORMS.get(key)
     if form is None:
-        form = _FORMS[key] = _generate(program, interface, modules)
+        form = _FORMS[key] = _generate(program, interface, modules, joints)
     return form
 
 
@@ -131,11 +142,17 @@ def _form(module: nn.Module) -> Form | None:
     return form if isinstance(form, Form) else None
 
 
-def _generate(program: Step, interface: Interface, modules: Mapping[str, nn.Module]) -> Form:
+def _generate(
+    program: Step,
+    interface: Interface,
+    modules: Mapping[str, nn.Module],
+    joints: tuple[Joint, ...],
+) -> Form:
     children = {s.name: _child(modules[s.name]) for s in walk(program) if isinstance(s, Ref)}
     names = _value_names(program, children)
     reserved = frozenset({"self", "forward", *HANDLER, *interface.takes, *names})
-    writer = Writer(interface.takes, interface.keeps, children.__getitem__, reserved)
+    by_term = {term: joint for joint in joints for term in joint.terms}
+    writer = Writer(interface.takes, interface.keeps, children.__getitem__, reserved, by_term)
     given = [Value(name) for name in interface.takes]
     returned = writer.run(program, given)
     needs = tuple(writer.needs)
@@ -147,7 +164,9 @@ def _generate(program: Step, interface: Interface, modules: Mapping[str, nn.Modu
     child = Child(Signature(needs, len(returned), takes), exports)
     sites = tuple(s.name for s in walk(program) if isinstance(s, Site))
     below = tuple((name, f) for name in children if (f := _form(modules[name])) is not None)
-    form = Form(text, function, needs, len(returned), exports, sites, tuple(lines), child, below)
+    form = Form(
+        text, function, needs, len(returned), exports, sites, tuple(lines), child, below, joints
+    )
     file = function.__code__.co_filename
     explain.lines[file] = form.lines
     weakref.finalize(form, _forget, file).atexit = False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inarch.tree.lines import WIDTH, Line, Part, Value
 from inarch.tree.names import HANDLER
-from inarch.tree.write import WIDTH, Line, Part, Value, Writer
+from inarch.tree.write import Writer
 
 
 def source(writer: Writer, given: list[Value], returned: list[Value]) -> tuple[str, list[str]]:

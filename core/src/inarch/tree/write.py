@@ -7,13 +7,15 @@ name for the whole forward, and no line only renames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from inarch.errors import InarchError
+from inarch.tree.joint import Joint
+from inarch.tree.lines import Line, Part, Value
 from inarch.tree.names import can_name_a_value, is_index
 from inarch.tree.signature import Call, Signature
 from inarch.tree.steps import (
@@ -36,34 +38,6 @@ from inarch.tree.steps import (
     Weight,
 )
 
-WIDTH = 100
-
-
-@dataclass(eq=False, slots=True)
-class Value:
-    """One value of a forward: the name it would like and, once it has one, its own."""
-
-    hint: str
-    fixed: bool = False
-    name: str = ""
-
-
-Part = str | Value
-
-
-@dataclass(slots=True)
-class Line:
-    """`targets = head(arguments)`; without a head the arguments are joined by the operator."""
-
-    targets: list[Value]
-    head: str
-    arguments: list[list[Part]]
-    operator: str = ", "
-    site: str = ""
-
-    def values(self) -> list[Value]:
-        return [part for argument in self.arguments for part in argument if isinstance(part, Value)]
-
 
 @dataclass(frozen=True, slots=True)
 class Child:
@@ -75,12 +49,13 @@ class Child:
 
 @dataclass(slots=True)
 class Writer:
-    """Collects the lines of one Chain's forward."""
+    """Collects the lines of one Chain's forward; `joints` by the names of their terms."""
 
     takes: tuple[str, ...]
     keeps: frozenset[str]
     child: Callable[[str], Child]
     reserved: frozenset[str]
+    joints: Mapping[str, Joint]
     lines: list[Line] = field(default_factory=list[Line])
     scope: dict[str, Value] = field(default_factory=dict[str, Value])
     needs: dict[str, Value] = field(default_factory=dict[str, Value])
@@ -321,9 +296,14 @@ def _sum(writer: Writer, step: Sum, given: list[Value], hint: str) -> list[Value
     hint = hint or (given[0].hint if given else "total")
     terms: list[Value] = []
     for child in _branches(writer, step):
-        if terms and _accumulates(writer, child):
+        name = _accumulating(writer, child)
+        joint = writer.joints.get(name)
+        if joint and name != joint.terms[0]:
+            continue
+        if terms and name:
             total = terms[0] if len(terms) == 1 else writer.join(" + ", terms, hint)[0]
-            terms = [_accumulate(writer, child, given, total, hint)]
+            head = accessor(joint.name if joint else name)
+            terms = [_accumulate(writer, head, name, given, total, hint)]
         else:
             terms.append(writer.one(child, given, "Sum", _own(child, hint)))
     return terms if len(terms) == 1 else writer.join(" + ", terms, hint)
@@ -334,18 +314,18 @@ def _own(step: Step, hint: str) -> str:
     return hint if isinstance(step, Call) else ""
 
 
-def _accumulates(writer: Writer, step: Step) -> bool:
-    return (
-        isinstance(step, Graft)
-        and isinstance(step.step, Ref)
-        and writer.child(step.step.name).signature.plus
-    )
+def _accumulating(writer: Writer, step: Step) -> str:
+    """The name of the module of a term that takes the sum so far; empty for other terms."""
+    if not isinstance(step, Graft) or not isinstance(step.step, Ref):
+        return ""
+    return step.step.name if writer.child(step.step.name).signature.plus else ""
 
 
-def _accumulate(writer: Writer, graft: Graft, given: list[Value], total: Value, hint: str) -> Value:
+def _accumulate(
+    writer: Writer, head: str, name: str, given: list[Value], total: Value, hint: str
+) -> Value:
     """A module that takes the sum so far spares the addition: `self.q_proj__a(x, plus=q_proj)`."""
-    signature = writer.child(graft.step.name).signature
-    values = writer.call(accessor(graft.step.name), signature, given, hint, total=total)
+    values = writer.call(head, writer.child(name).signature, given, hint, total=total)
     if len(values) != 1:
         raise _misfit("Sum", "takes 1 value of each branch", len(values), writer.where())
     return values[0]

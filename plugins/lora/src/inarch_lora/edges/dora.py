@@ -60,7 +60,8 @@ class DoRAEdge(LoRAEdge):
         x = self.dropped(x)
         strength = self.acting() * self.scaling
         ratio = self.layer.along_outputs(self._ratio(strength))
-        low = self.up(self.down(x), None, 1.0)
+        first, second = self.pair()
+        low = self.up(self.down(x, first), second, None, 1.0)
         term = (ratio - 1) * self.layer.run(x, self.base_weight()) + ratio * low * strength
         if self.bias is not None:
             term = term + self.along_outputs(self.bias) * self.acting()

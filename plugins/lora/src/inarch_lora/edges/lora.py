@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from inarch.adapters.placement import SUMMED, Placement, Split, shard
 from inarch.errors import InarchError
+from inarch_lora.edges.joint import JointLoRA
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.site import SiteEdge
 
@@ -67,6 +68,20 @@ class LoRAEdge(SiteEdge):
     def rank(self) -> int:
         return self.get_parameter(self.names[0]).shape[0]
 
+    @property
+    def joins(self) -> Hashable:
+        """What stands beside one layer has its sizes, so any may be one of rank sum with others.
+
+        Biases, and what computes otherwise, stand alone.
+        """
+        held = self._parameters
+        plain = type(self).forward is LoRAEdge.forward
+        return (plain and held["lora_B_bias"] is None and held["bias"] is None) or None
+
+    @classmethod
+    def joined(cls, modules: Sequence[LoRAEdge]) -> JointLoRA:
+        return JointLoRA(modules)
+
     def reset_parameters(self) -> None:
         """A as PEFT draws it, everything else zero: the term adds nothing yet."""
         nn.init.kaiming_uniform_(self.get_parameter(self.names[0]), a=math.sqrt(5))
@@ -76,11 +91,12 @@ class LoRAEdge(SiteEdge):
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """The term of `x`, [..., inputs], added to `plus`, [..., outputs], where it is given."""
-        z = self.down(self.dropped(x))
+        first, second = self.pair()
+        z = self.down(self.dropped(x), first)
         if torch.compiler.is_compiling():
-            term = self.up(z * self.scale, plus, self.scaling * self.factor)
+            term = self.up(z * self.scale, second, plus, self.scaling * self.factor)
         else:
-            term = self.up(z, plus, self.scaling * self.factor * self.strength)
+            term = self.up(z, second, plus, self.scaling * self.factor * self.strength)
         if self.lora_B_bias is None and self.bias is None:
             return term
         return self._biased(term)
@@ -109,13 +125,21 @@ class LoRAEdge(SiteEdge):
     def along_outputs(self, bias: Tensor) -> Tensor:
         return bias
 
-    @abstractmethod
-    def down(self, x: Tensor) -> Tensor:
-        """A(x)."""
+    def along_ranks(self, strengths: Tensor) -> Tensor:
+        """One number for each rank, as it broadcasts over what A gives."""
+        return strengths
 
     @abstractmethod
-    def up(self, z: Tensor, plus: Tensor | None, strength: float) -> Tensor:
-        """plus + strength * B(z)."""
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+
+    @abstractmethod
+    def down(self, x: Tensor, first: Tensor) -> Tensor:
+        """A(x), for A of any rank."""
+
+    @abstractmethod
+    def up(self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
+        """plus + strength * B(z), for B of any rank."""
 
     @abstractmethod
     def product(self) -> Tensor:
@@ -153,11 +177,14 @@ class LinearLoRA(LoRAEdge):
     lora_A: Tensor
     lora_B: Tensor
 
-    def down(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.lora_A)
+    def pair(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A, self.lora_B
 
-    def up(self, z: Tensor, plus: Tensor | None, strength: float) -> Tensor:
-        return _add_product(z, self.lora_B, plus, strength)
+    def down(self, x: Tensor, first: Tensor) -> Tensor:
+        return F.linear(x, first)
+
+    def up(self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
+        return _add_product(z, second, plus, strength)
 
     def product(self) -> Tensor:
         return self.lora_B.float() @ self.lora_A.float()
@@ -182,11 +209,14 @@ class EmbeddingLoRA(LoRAEdge):
         nn.init.zeros_(self.lora_embedding_A)
         nn.init.normal_(self.lora_embedding_B)
 
-    def down(self, x: Tensor) -> Tensor:
-        return F.embedding(x, self.lora_embedding_A.t())
+    def pair(self) -> tuple[Tensor, Tensor]:
+        return self.lora_embedding_A, self.lora_embedding_B
 
-    def up(self, z: Tensor, plus: Tensor | None, strength: float) -> Tensor:
-        return _add_product(z, self.lora_embedding_B, plus, strength)
+    def down(self, x: Tensor, first: Tensor) -> Tensor:
+        return F.embedding(x, first.t())
+
+    def up(self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
+        return _add_product(z, second, plus, strength)
 
     def product(self) -> Tensor:
         return (self.lora_embedding_B.float() @ self.lora_embedding_A.float()).T
@@ -206,15 +236,26 @@ class ConvLoRA(LoRAEdge):
         layer = Layer.of(site, "")
         self.convolve, self.geometry, self.groups = layer.convolve, layer.geometry, layer.groups
 
-    def down(self, x: Tensor) -> Tensor:
-        return self.convolve(x, self.lora_A, **self.geometry)
+    @property
+    def joins(self) -> Hashable:
+        # A grouped convolution's B has the ranks of each group apart, not side by side.
+        return super().joins if self.groups == 1 else None
 
-    def up(self, z: Tensor, plus: Tensor | None, strength: float) -> Tensor:
-        term = self.convolve(z, self.lora_B, groups=self.groups)
+    def pair(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A, self.lora_B
+
+    def down(self, x: Tensor, first: Tensor) -> Tensor:
+        return self.convolve(x, first, **self.geometry)
+
+    def up(self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
+        term = self.convolve(z, second, groups=self.groups)
         return term * strength if plus is None else torch.add(plus, term, alpha=strength)
 
     def along_outputs(self, bias: Tensor) -> Tensor:
         return bias.view(-1, *(1 for _ in self.lora_B.shape[2:]))
+
+    def along_ranks(self, strengths: Tensor) -> Tensor:
+        return self.along_outputs(strengths)
 
     def product(self) -> Tensor:
         if self.groups > 1:

@@ -59,7 +59,8 @@ class StartedEdge(LoRAEdge):
                 second.copy_(self.start_B)
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
-        low = self.up(self.down(self.dropped(x)), None, 1.0)
+        first, second = self.pair()
+        low = self.up(self.down(self.dropped(x), first), second, None, 1.0)
         start = nn.functional.linear(nn.functional.linear(x, self.start_A), self.start_B)
         # The difference comes first, so that what is untrained adds exactly nothing.
         term = (low - start) * (self.acting() * self.scaling)

@@ -1,0 +1,178 @@
+"""Several LoRAs at one site as one of rank sum: two operations, however many there are.
+
+    B1 A1 x + B2 A2 x = [B1 B2] [A1; A2] x
+
+The A's lie under one another and the B's side by side in a bank, B's with the strengths in them.
+A bank is a copy, as large as the adapters that are in it, and is used only as long as every
+parameter is the one it was made of, unchanged, and every strength is what it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from inarch_lora.edges.lora import LoRAEdge
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Made:
+    """A term as it was when a bank was made of it."""
+
+    term: LoRAEdge
+    strength: float
+    parameters: tuple[tuple[str, Tensor, int, int], ...]
+
+    @classmethod
+    def of(cls, term: LoRAEdge) -> _Made:
+        return cls(
+            term,
+            term.strength,
+            tuple(
+                (name, value, value._version, value.data_ptr())
+                for name, value in zip(term.names, term.pair(), strict=True)
+            ),
+        )
+
+    def stands(self) -> bool:
+        """Whether the term would still make the same of it.
+
+        An operation in place counts a tensor's version up; assigning its `data` doesn't, and moves
+        it. Writing through `data` does neither.
+        """
+        held = self.term._parameters
+        if self.term.strength != self.strength:
+            return False
+        for name, value, version, place in self.parameters:
+            if held[name] is not value or value._version != version or value.data_ptr() != place:
+                return False
+        return True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bank:
+    """What several terms add is `strength * second(first(x))`; nothing where `pair` is None."""
+
+    pair: tuple[Tensor, Tensor] | None
+    strength: float
+    made: tuple[_Made, ...]
+
+    @classmethod
+    @torch.inference_mode(False)  # a tensor of inference mode could not be used outside of it
+    @torch.no_grad()
+    def of(cls, terms: Sequence[LoRAEdge]) -> Bank | None:
+        """A bank of these terms; None where what it would be made of can change unseen.
+
+        What acts with no strength is left out, so that it is not there even where it is no number.
+        """
+        pairs = [term.pair() for term in terms]
+        every = [value for pair in pairs for value in pair]
+        if any(type(v) is not nn.Parameter or v.is_inference() for v in every):
+            return None
+        if len({(v.dtype, v.device) for v in every}) > 1:
+            return None
+        strengths = [term.strength * term.scaling * term.factor for term in terms]
+        if not all(math.isfinite(strength) for strength in strengths):
+            return None
+        acting = [(p, s) for p, s in zip(pairs, strengths, strict=True) if s != 0]
+        made = tuple(_Made.of(term) for term in terms)
+        if not acting:
+            return cls(None, 0.0, made)
+        # The largest is left to the product, which is exact, and no other factor is above 1.
+        most = max((s for _, s in acting), key=abs)
+        first = _joined([a for (a, _), _ in acting], 0)
+        second = _joined([b if s == most else b * (s / most) for (_, b), s in acting], 1)
+        if type(first) not in (Tensor, nn.Parameter):  # it is traced, or counted without data
+            return None
+        return cls((first, second), most, made)
+
+
+def _joined(values: Sequence[Tensor], dim: int) -> Tensor:
+    """All of them along a dimension; one alone is not copied.
+
+    Matrices lie transposed in memory, in the order in which a product with their transpose reads
+    them: it is a third faster so on a CPU.
+    """
+    if len(values) == 1:
+        return values[0]
+    if values[0].dim() > 2:
+        return torch.cat(list(values), dim)
+    return torch.cat([value.t() for value in values], 1 - dim).t()
+
+
+class JointLoRA:
+    """Computes several terms of one form together.
+
+    Where something depends on each term by itself they run one after another, as they would alone:
+    while one of them learns or drops inputs, or is watched by a hook, and where parameters are
+    written without a trace, as FSDP does.
+
+    Args:
+        terms: of one class, beside one layer.
+    """
+
+    def __init__(self, terms: Sequence[LoRAEdge]) -> None:
+        self.terms = tuple(terms)
+        self.bank: Bank | None = None
+
+    def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        """What all the terms of `x` add to `plus`, [..., outputs]."""
+        if plus is None or _distributed() or any(_alone(term) for term in self.terms):
+            return self._in_turn(x, plus)
+        if torch.compiler.is_compiling():
+            return self._traced(x, plus)
+        if torch.is_grad_enabled() and any(_learns(term) for term in self.terms):
+            self.bank = None
+            return self._in_turn(x, plus)
+        bank = self.bank
+        if bank is None or not all(made.stands() for made in bank.made):
+            bank = self.bank = Bank.of(self.terms)
+        if bank is None:
+            return self._in_turn(x, plus)
+        if bank.pair is None:
+            return plus
+        first, second = bank.pair
+        form = self.terms[0]
+        return form.up(form.down(x, first), second, plus, bank.strength)
+
+    def _in_turn(self, x: Tensor, plus: Tensor | None) -> Tensor:
+        first, *rest = self.terms
+        total = first(x, plus=plus)
+        for term in rest:
+            total = term(x, plus=total)
+        return total
+
+    def _traced(self, x: Tensor, plus: Tensor) -> Tensor:
+        """The same from the parameters themselves, whose gradients find them, at any strengths."""
+        pairs = [term.pair() for term in self.terms]
+        form = self.terms[0]
+        z = form.down(x, torch.cat([first for first, _ in pairs]))
+        strengths = torch.cat(
+            [
+                (term.scale * (term.scaling * term.factor)).expand(first.shape[0])
+                for term, (first, _) in zip(self.terms, pairs, strict=True)
+            ]
+        )
+        z = (z * form.along_ranks(strengths)).to(z.dtype)
+        return form.up(z, torch.cat([second for _, second in pairs], 1), plus, 1.0)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _alone(term: LoRAEdge) -> bool:
+    """Whether a term must be called by itself: inputs are dropped for it alone, or a hook waits."""
+    watched = bool(term._forward_hooks or term._forward_pre_hooks)
+    return watched or (bool(term.dropout) and term.training)
+
+
+def _learns(term: LoRAEdge) -> bool:
+    first, second = term.pair()
+    return first.requires_grad or second.requires_grad
