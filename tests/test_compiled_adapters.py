@@ -56,6 +56,18 @@ def test_an_adapter_s_tokens_are_the_same_compiled(
     assert (counter.frame_count, sum(counters["graph_break"].values())) == (1, 0)
 
 
+def test_terms_that_run_together_are_the_same_compiled(counter: CompileCounter) -> None:
+    base = LLAMAS[0].build()
+    specs = (inarch.adapter("lora", name=name, rank=2) for name in "abc")
+    model = base._with([m for spec in specs for m in trained(base, spec).adapters])
+    expected = rows(model)
+    assert rows(model, compile=True) == expected
+    assert (counter.frame_count, sum(counters["graph_break"].values())) == (1, 0)
+    model.adapters["b"].scale = -3.0
+    assert rows(model, compile=True) == rows(model) != expected
+    assert counter.frame_count == 1
+
+
 def test_several_at_once_are_the_same_compiled(counter: CompileCounter) -> None:
     base = LLAMAS[0].build()
     kinds = ("lora", "prefix", "prompt", "steering")

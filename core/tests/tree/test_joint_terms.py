@@ -107,6 +107,14 @@ def test_an_edited_tree_holds_only_the_joints_of_its_own_program():
     assert "q_proj__a__b" not in part(tree, first="act").__dict__
 
 
+def test_trees_that_share_the_modules_share_what_computes_them():
+    tree = pair()
+    other = tree.edit([Edit.after("act", torch.sin, "c")])
+    assert other is not tree
+    assert other.q_proj__a__b is tree.q_proj__a__b
+    assert copy.deepcopy(tree).q_proj__a__b is not tree.q_proj__a__b
+
+
 def test_a_module_keeps_the_name_that_a_joint_would_have_had():
     tree = stacked(("a", Together()), ("b", Together()))
     tree._register("q_proj__a__b", linear())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 
@@ -35,8 +36,9 @@ class Joining(Protocol):
     def joined(cls, modules: Sequence[Any]) -> Callable[..., Tensor]:
         """What computes all of them: called as each of them is, it adds what all of them add.
 
-        It may keep what it makes of their parameters only as long as it sees that these, and
-        whatever else their terms depend on, are as they were.
+        It holds the modules, and serves every tree in which they stand together. It may keep what
+        it makes of their parameters only as long as it sees that these, and whatever else their
+        terms depend on, are as they were.
         """
         ...
 
@@ -84,9 +86,17 @@ def alike(step: Sum, modules: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
 
 
 def joined(joint: Joint, modules: Mapping[str, nn.Module]) -> Callable[..., Tensor]:
-    """What a Chain calls for a joint of its modules."""
+    """What a Chain calls for a joint of its modules: one object for all trees that share these."""
     terms: list[Any] = [modules[name] for name in joint.terms]
-    return type(terms[0]).joined(terms)
+    key = tuple(map(id, terms))
+    found = _JOINED.get(key)
+    if found is None:
+        found = _JOINED[key] = type(terms[0]).joined(terms)
+    return found
+
+
+_JOINED: WeakValueDictionary[tuple[int, ...], Callable[..., Tensor]] = WeakValueDictionary()
+"""By the identities of the modules, which live as long as what computes them."""
 
 
 def _free(terms: Sequence[str], taken: set[str], modules: Mapping[str, nn.Module]) -> str:
