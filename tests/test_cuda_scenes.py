@@ -29,6 +29,10 @@ STEPS = 3
 SEVERAL: dict[str, tuple[list[inarch.AdapterSpec | str], dict[str, Any]]] = {
     "sag": (["sag", "freeu"], {"scheduler": "ddim"}),
     "style-aligned": (["style-aligned", "freeu"], {"prompt": ["a boat", "a sea"], "seed": [1, 2]}),
+    "reference": (
+        [inarch.adapter("reference", reference_adain=True)],
+        {"reference_image": torch.linspace(0, 1, 16).expand(1, 3, 16, 16)},
+    ),
     "multidiffusion": (
         [inarch.adapter("multidiffusion", window=8, stride=4, circular=True)],
         {"width": 32},

@@ -3,7 +3,7 @@
 from inarch.adapters.adapter import Adapter, SiteView, TargetSite
 from inarch.adapters.edge import Edge
 from inarch.adapters.example import Example
-from inarch.adapters.guidance import Moment
+from inarch.adapters.guidance import Ahead, Moment
 from inarch.adapters.inputs import AddedInput, Request
 from inarch.adapters.member import Member, Members
 from inarch.adapters.model import Model
@@ -11,6 +11,7 @@ from inarch.adapters.model import Model
 __all__ = [
     "Adapter",
     "AddedInput",
+    "Ahead",
     "Edge",
     "Example",
     "Member",

@@ -14,7 +14,7 @@ import msgspec
 from torch import Tensor, nn
 
 from inarch.adapters.example import Example
-from inarch.adapters.guidance import Moment
+from inarch.adapters.guidance import Ahead, Moment
 from inarch.adapters.inputs import AddedInput, Request
 from inarch.adapters.vocabulary import Learned
 from inarch.errors import InarchError
@@ -178,6 +178,14 @@ class Adapter(ABC):
         A step in which it does nothing is run by the model without it.
         """
         return True
+
+    def prepare(self, ahead: Ahead) -> Mapping[str, Any]:
+        """Values for one step of sampling, by the names of the trees' inputs.
+
+        For adapters that ask the model about something else first, in every step. What has a row
+        for each row the tree runs on is cut where only some of them are asked about.
+        """
+        return {}
 
     def guide(self, moment: Moment) -> Tensor | None:
         """What is to be added to a step's guided prediction; None for nothing.

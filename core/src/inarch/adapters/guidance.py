@@ -1,12 +1,51 @@
-"""Guidance by adapters: what a step of sampling shows them, so that they can correct it."""
+"""Sampling by steps as adapters see it: what is ahead of a step, and what the step gave."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
+
+
+class Look(Protocol):
+    """What flows at some addresses when the model is asked about other latents, by address.
+
+    It is asked as in the step that is ahead, prompts and guidance included, but without the
+    adapters that read inputs: what they say is of the picture that is being made.
+
+    Args:
+        latents: [batch, channels, height, width], with the noise of the moment.
+        addresses: of sites of the pristine model.
+        beside: [batch, ...], channels for a model that takes more than latents.
+    """
+
+    def __call__(
+        self, latents: Tensor, addresses: Sequence[str], beside: Tensor | None = None
+    ) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """One step of sampling, before the model is asked.
+
+    Attributes:
+        timestep: where the model will be asked.
+        inputs: what is the same in every step, by name: what users gave for adapters' inputs, read.
+        scheduler: of diffusers, with its noise levels.
+        noise: draws standard normal noise [batch, channels, height, width] like the latents.
+        encoded: pictures that were given for an input, in 0..1, as latents of the same shape; by
+            the input's name, once a run.
+        look: see `Look`.
+    """
+
+    timestep: Tensor
+    inputs: Mapping[str, Any]
+    scheduler: Any
+    noise: Callable[[], Tensor]
+    encoded: Callable[[str], Tensor]
+    look: Look
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from inarch.adapters import Member, Moment
+from inarch.adapters import Ahead, Member, Moment
 from inarch.errors import InarchError
+from inarch.nn.capture import capturing
 from inarch.tree import Chain
 from inarch.tree.hoist import hoist
+from inarch_stable_diffusion.noise import normal
 
 if TYPE_CHECKING:
     from inarch_stable_diffusion.model import StableDiffusion
@@ -37,6 +40,7 @@ class Step:
 
 
 Callback = Callable[[Step], Any]
+_Which = tuple[tuple[str, ...], tuple[str, ...]]  # without some adapters, and seen at some sites
 
 
 @dataclass(slots=True)
@@ -59,6 +63,7 @@ class Run:
         eta: of DDIM.
         generator: for schedulers that add noise.
         callbacks: told of every step; one that gives False ends the run there.
+        encode: pictures that were given for an input, by its name, to latents of every image.
     """
 
     model: StableDiffusion
@@ -75,9 +80,11 @@ class Run:
     generator: Any = None
     callbacks: list[Callback] = field(default_factory=list[Callback])
     progress: bool | None = None
-    _trees: dict[tuple[str, ...], tuple[Chain, dict[str, Any]]] = field(
-        default_factory=dict[tuple[str, ...], tuple[Chain, dict[str, Any]]]
+    encode: Callable[[str], Tensor] | None = None
+    _trees: dict[_Which, tuple[Chain, dict[str, Any]]] = field(
+        default_factory=dict[_Which, tuple[Chain, dict[str, Any]]]
     )
+    _encodings: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     @torch.no_grad()
     def latents_at_end(self) -> Tensor:
@@ -108,7 +115,8 @@ class Run:
 
     def _predicted(self, latents: Tensor, timestep: Tensor, index: int) -> Tensor:
         """What the model takes to be noise, guided by prompts and by adapters."""
-        noise, exported = self._asked(latents, timestep, index)
+        brought = self._brought(timestep, index)
+        noise, exported = self._asked(latents, timestep, index, brought)
         result = without = noise
         if self.guided:
             without, wanted = noise.chunk(2)
@@ -118,12 +126,9 @@ class Run:
             latents,
             timestep,
             without,
-            {
-                name: _first_rows(value, len(noise), len(latents))
-                for name, value in exported.items()
-            },
+            _first_rows(exported, len(noise), len(latents)),
             self.scheduler,
-            lambda other: self._asked(other, timestep, index, plain=True)[0],
+            lambda other: self._asked(other, timestep, index, brought, plain=True)[0],
         )
         for member in self._acting(index):
             term = member.adapter.guide(moment)
@@ -131,22 +136,83 @@ class Run:
         return result
 
     def _acting(self, index: int) -> Iterator[Member]:
+        """Those that act in a step, in canonical order: what they draw and add knows no other."""
         resting = self._resting(index)
-        return (m for m in self.model.adapters if not m.merged and m.name not in resting)
+        members = (self.model.adapters[name] for name in self.model.order.names)
+        return (m for m in members if not m.merged and m.name not in resting)
+
+    def _brought(self, timestep: Tensor, index: int) -> dict[str, Any]:
+        """What adapters bring into a step, having looked at other latents first."""
+        like = self.latents
+        ahead = Ahead(
+            timestep,
+            self.constants,
+            self.scheduler,
+            lambda: normal(like.shape, self.generator, like.device, like.dtype),
+            self._encoded,
+            partial(self._looked, timestep, index),
+        )
+        acting = self._acting(index)
+        return {n: v for member in acting for n, v in member.adapter.prepare(ahead).items()}
+
+    def _encoded(self, name: str) -> Tensor:
+        if name not in self._encodings:
+            if self.encode is None:
+                raise TypeError("this run was given no way to encode pictures")
+            self._encodings[name] = self.encode(name)
+        return self._encodings[name]
+
+    def _looked(
+        self,
+        timestep: Tensor,
+        index: int,
+        latents: Tensor,
+        addresses: Sequence[str],
+        beside: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """See `inarch.adapters.guidance.Look`."""
+        reading = {m.name for m in self._acting(index) if m.adapter.inputs()}
+        left_out = (*self._resting(index), *sorted(reading))
+        sites = tuple(address.removeprefix("unet.") for address in addresses)
+        tree, constants = self._tree((left_out, sites))
+        if beside is not None and self.guided:
+            beside = torch.cat([beside, beside])
+        _, seen = self._run(tree, constants, latents, timestep, index, beside, twice=self.guided)
+        return {f"unet.{site}": seen[f"captured_{i}"] for i, site in enumerate(sites)}
 
     def _asked(
-        self, latents: Tensor, timestep: Tensor, index: int, *, plain: bool = False
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        index: int,
+        brought: Mapping[str, Any],
+        *,
+        plain: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the UNet gives for latents, and what it exports; without the prompt if `plain`."""
-        tree, constants = self._tree(index)
-        twice = self.guided and not plain
-        rows = torch.cat([latents, latents]) if twice else latents
-        rows = self.scheduler.scale_model_input(rows, timestep)
-        beside = self.beside
+        tree, constants = self._tree((self._resting(index), ()), brought)
+        beside, twice = self.beside, self.guided and not plain
+        constants = {**constants, **brought}
         if self.guided and not twice:
             count = len(latents)
-            constants = {n: _first_rows(v, 2 * count, count) for n, v in constants.items()}
+            constants = _first_rows(constants, 2 * count, count)
             beside = None if beside is None else beside[:count]
+        return self._run(tree, constants, latents, timestep, index, beside, twice=twice)
+
+    def _run(
+        self,
+        tree: Chain,
+        constants: Mapping[str, Any],
+        latents: Tensor,
+        timestep: Tensor,
+        index: int,
+        beside: Tensor | None,
+        *,
+        twice: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a tree gives for latents as the scheduler has them, and what it exports."""
+        rows = torch.cat([latents, latents]) if twice else latents
+        rows = self.scheduler.scale_model_input(rows, timestep)
         if beside is not None:
             rows = torch.cat([rows, beside], dim=1)
         moving = self._moving(timestep, index, twice=twice)
@@ -170,22 +236,24 @@ class Run:
             "progress": torch.tensor(index / count, device=device),
         }
 
-    def _tree(self, index: int) -> tuple[Chain, dict[str, Any]]:
-        """The UNet for a step: without the adapters that rest in it, and what it is given."""
-        resting = self._resting(index)
-        if resting not in self._trees:
-            model = self.model.without(*resting) if resting else self.model
+    def _tree(
+        self, which: _Which, brought: Mapping[str, Any] | None = None
+    ) -> tuple[Chain, dict[str, Any]]:
+        """The UNet without some adapters, seen at some sites, and what it is always given."""
+        if which not in self._trees:
+            left_out, sites = which
+            model = self.model.without(*left_out) if left_out else self.model
             tree, constants = hoist(model.trees["unet"], self.constants)
-            self._check(tree, constants)
-            self._trees[resting] = (tree, constants)
-        return self._trees[resting]
+            self._check(tree, {*constants, *(brought or {})})
+            self._trees[which] = (capturing(tree, sites)[0], constants)
+        return self._trees[which]
 
     def _resting(self, index: int) -> tuple[str, ...]:
         count = len(self.timesteps)
         return self.model.resting(index / count, (index + 1) / count)
 
-    def _check(self, tree: Chain, constants: Mapping[str, Any]) -> None:
-        given = {*constants, *self._moving(self.timesteps[0], 0)}
+    def _check(self, tree: Chain, names: set[str]) -> None:
+        given = {*names, *self._moving(self.timesteps[0], 0)}
         missing = [name for name in tree.form.needs if name not in given]
         if missing:
             asking = tree.inputs.get(missing[0], ())
@@ -203,10 +271,14 @@ class Run:
         return {name: value for name, value in given.items() if name in known}
 
 
-def _first_rows(value: Any, rows: int, count: int) -> Any:
-    """The first rows of a value that has a row for each of the batch, or the value itself."""
-    per_row = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
-    return value[:count] if per_row else value
+def _first_rows(values: Mapping[str, Any], rows: int, count: int) -> dict[str, Any]:
+    """Values by name, of those that have a row for each of the batch the first rows."""
+    return {
+        name: value[:count]
+        if isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
+        else value
+        for name, value in values.items()
+    }
 
 
 def _rescaled(guided: Tensor, wanted: Tensor, share: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from inarch.adapters import Request
 from inarch.errors import InarchError
 from inarch_stable_diffusion import pixels
+from inarch_stable_diffusion.noise import Generator, normal
 from inarch_stable_diffusion.prompt import Encoded, encode
 from inarch_stable_diffusion.sampling import Callback, Run, Step
 from inarch_stable_diffusion.schedulers import scheduler_for, timesteps_for
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from inarch_stable_diffusion.model import StableDiffusion
 
 Texts = str | Sequence[str]
-Generator = torch.Generator | list[torch.Generator]
 # What an adapter may ask for, where the user doesn't.
 ASKED = ("steps", "guidance", "scheduler", "clip_skip")
 OUTPUTS = ("image", "latents", "tensor")
@@ -91,11 +91,7 @@ class Task:
 
     def noise(self) -> Tensor:
         """Standard normal latents, one seed's the same on every device."""
-        if isinstance(self.generator, list):
-            one = (1, *self.shape[1:])
-            drawn = [torch.randn(one, generator=g, dtype=self.dtype) for g in self.generator]
-            return torch.cat(drawn).to(self.device)
-        return torch.randn(self.shape, generator=self.generator, dtype=self.dtype).to(self.device)
+        return normal(self.shape, self.generator, self.device, self.dtype)
 
     def conditions(self) -> dict[str, Any]:
         """What the UNet is told in every step."""
@@ -158,6 +154,7 @@ class Task:
             self.generator,
             self._callbacks(),
             wish.progress,
+            lambda name: self.encoded(_as_many(self.inputs[name], self.batch, name) * 2 - 1),
         )
         return self.given(run.latents_at_end())
 

@@ -1,0 +1,1 @@
+"""Reference-only control for inarch: an adapter without weights."""

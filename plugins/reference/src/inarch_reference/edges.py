@@ -1,0 +1,79 @@
+"""What a picture in the making takes of a reference: attention to it, and its statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inarch.adapters import Edge
+
+_LEAST_VARIANCE = 1e-6
+
+
+class ReferenceAttention(Edge):
+    """The change that a layer's attention undergoes when it looks at the reference's tokens too."""
+
+    def reset_parameters(self) -> None:
+        """It has none."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        seen: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
+        """The term of one layer, [batch, heads, tokens, head_dim].
+
+        Args:
+            query, key, value: [batch, heads, tokens, head_dim].
+            mask: [.., tokens, keys], True where a query may look, or None for everywhere.
+            seen: [batch, 2, seen tokens, heads * head_dim], the reference's keys and values.
+            rows: [batch, 1, 1, 1], how much of the change each row takes.
+        """
+        alone = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        if mask is not None:
+            mask = F.pad(mask, (0, seen.shape[2]), value=True)
+        seen_key, seen_value = seen.unflatten(-1, (key.shape[1], -1)).transpose(2, 3).unbind(1)
+        keys = torch.cat([key, seen_key], dim=2)
+        values = torch.cat([value, seen_value], dim=2)
+        beside = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        return (beside - alone) * _share(self, rows)
+
+
+class ReferenceStatistics(Edge):
+    """Every channel with the mean and the deviation it has in the reference."""
+
+    def reset_parameters(self) -> None:
+        """It has none."""
+
+    def forward(self, x: Tensor, style: Tensor, rows: Tensor) -> Tensor:
+        """What flows on, [batch, channels, height, width].
+
+        Args:
+            x: of the same shape.
+            style: [batch, 2, channels, 1, 1], the reference's mean and deviation.
+            rows: [batch, 1, 1, 1], how much of the change each row takes.
+        """
+        (own_mean, own_deviation), (mean, deviation) = style_of(x).unbind(1), style.unbind(1)
+        restyled = (x - own_mean) / own_deviation * deviation + mean
+        return torch.lerp(x, restyled, _share(self, rows))
+
+
+def style_of(x: Tensor) -> Tensor:
+    """Mean and deviation over the pixels of [batch, channels, height, width].
+
+    Returns:
+        [batch, 2, channels, 1, 1].
+    """
+    variance, mean = torch.var_mean(x, dim=(2, 3), keepdim=True, correction=0)
+    return torch.stack([mean, variance.clamp_min(_LEAST_VARIANCE).sqrt()], dim=1)
+
+
+def _share(edge: Edge, rows: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # reading `strength` would guard on its value
+        return (rows * edge.scale).to(rows.dtype)
+    return rows * edge.strength
