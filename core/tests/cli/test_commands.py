@@ -153,6 +153,16 @@ def test_show_prints_roles_and_says_of_trained_weights_what_they_need(
     assert "lora" in capsys.readouterr().out
 
 
+def test_show_keeps_every_field_apart_from_its_value(site: Path, capsys: Any) -> None:
+    loud = '[[adapter]]\nid = "loud"\ninitial_effect = "it begins loud"\npaper = "none"\n'
+    install(site, "inarch-loud", f"schema = 1\n{loud}", "[inarch.adapters]\nloud = inarch_loud:A\n")
+    assert run("show", "loud") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  initial_effect  it begins loud" in lines
+    assert "  paper           none" in lines
+    assert "  trainable       no" in lines
+
+
 def test_doctor_names_a_broken_package_and_exits_with_1(site: Path, capsys: Any) -> None:
     install(site, "inarch-worse", "schema = 1\n[[adapter]]\n")
     assert run("doctor", "--no-import") == 1

@@ -406,3 +406,18 @@ def test_addresses_that_differ_in_words_are_not_taken_for_layers() -> None:
     assert folded(["a.1.b", "a.2.b", "a.3.b"]) == "a.{1-3}.b x3"
     assert folded(["a.waves", "control.temb"]) == "a.waves, control.temb"
     assert folded(["a.1.b", "a.1.c"]) == "a.1.b, a.1.c"
+
+
+def test_a_dotted_name_stays_whole_where_adapters_edit_it() -> None:
+    tree = Chain(("to_out.0", nn.Linear(2, 2)), ("to_out.1", nn.Linear(2, 2)))
+    assert repr(tree).splitlines()[1:] == [
+        "├─ to_out.0: Linear [2, 2] [2]",
+        "└─ to_out.1: Linear [2, 2] [2]",
+    ]
+    edits = [Edit.add("to_out.0", nn.Linear(2, 2), "a"), Edit.after("to_out.1", torch.sin, "b")]
+    assert repr(tree.edit(edits)).splitlines()[1:] == [
+        "├─ to_out.0: Linear [2, 2] [2]",
+        "│  └─ + to_out_0__a: Linear [2, 2] [2] [a]",
+        "└─ to_out.1: Linear [2, 2] [2]",
+        "   └─ > sin() [b]",
+    ]

@@ -41,17 +41,20 @@ def show(id: str, as_json: bool) -> None:
         return
     for kind, data in found:
         click.echo(f"{kind} {data.pop('id')}: {data.pop('summary')}")
-        for key, value in data.items():
-            if value not in ("", [], {}, None):
-                _print_field(key, value)
+        told = {key: value for key, value in data.items() if value not in ("", [], {}, None)}
+        for key, value in told.items():
+            _print_field(key, value, max(map(len, told)))
 
 
-def _print_field(key: str, value: Any) -> None:
+def _print_field(key: str, value: Any, width: int) -> None:
+    """One field under the widest of all keys, or a table of its own."""
     if isinstance(value, dict):
         click.echo(f"  {key}")
-        width = max(len(str(name)) for name in value)
+        widest = max(len(str(name)) for name in value)
         for name, one in value.items():
-            click.echo(f"    {name!s:<{width}}  {one}")
+            click.echo(f"    {name!s:<{widest}}  {one}")
         return
     text = ", ".join(str(v) for v in value) if isinstance(value, list) else value
-    click.echo(f"  {key:<14}{'yes' if text is True else text}")
+    if isinstance(value, bool):
+        text = "yes" if value else "no"
+    click.echo(f"  {key:<{width}}  {text}")

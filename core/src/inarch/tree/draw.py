@@ -23,6 +23,7 @@ from inarch.tree.steps import (
     Step,
     Use,
     Weight,
+    walk,
 )
 
 _LARGE = 6
@@ -131,7 +132,8 @@ def _below(step: Step, chain: Chain) -> Iterable[Node]:
 
 def _node(step: Step, chain: Chain, label: str) -> Node:
     if isinstance(step, Site):
-        inner = step.name.rpartition(".")[2] if not isinstance(step.step, Ref) else step.name
+        registered = any(isinstance(s, Ref) and s.name == step.name for s in walk(step.step))
+        inner = step.name if registered else step.name.rpartition(".")[2]
         return replace(_node(step.step, chain, label or inner), site=step.name)
     if isinstance(step, Graft):
         return _graft(step, chain, label)
