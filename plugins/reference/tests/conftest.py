@@ -1,4 +1,4 @@
-"""Small random pipelines, ControlNets and IP-Adapters are made by the tests of their packages."""
+"""Small random pipelines and IP-Adapters are made by the tests of their packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ _PLUGINS = _HERE.parents[1]
 _SOURCES = (
     _HERE,
     _PLUGINS.parent / "foundation_models" / "stable_diffusion" / "tests",
-    _PLUGINS / "controlnet" / "tests",
     _PLUGINS / "ip_adapter" / "tests",
 )
 sys.path[:0] = [str(folder) for folder in _SOURCES]

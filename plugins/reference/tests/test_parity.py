@@ -11,11 +11,12 @@ import pytest
 import torch
 from published import published
 from safetensors.torch import save_file
-from small_ip_adapters import Pair, embedding, ip_adapter, randomised
+from small_ip_adapters import Pair, embedding, ip_adapter
 from small_pipelines import pipeline, saved
 from torch import Tensor
 
 import inarch
+from inarch_stable_diffusion.beside_diffusers import randomised
 
 PROMPT = "a lighthouse in the storm"
 SIZE = {"height": 32, "width": 48}
