@@ -45,6 +45,10 @@ BELOW["distribute"] = BELOW["nn"] | {"nn"}
 UPWARDS = {
     ("errors.py", "plugins"): "a notebook shows an error as an installed package draws it",
     ("adapters/model.py", "resolve"): "`Model.adapt` is where a stack is resolved",
+    (
+        "adapters/inner.py",
+        "resolve",
+    ): "what is in an adapter's tree is a stack too",
     ("weights/checkpoint.py", "nn"): "a checkpoint gives its tokenizer",
 }
 

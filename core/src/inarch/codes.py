@@ -68,6 +68,7 @@ CODES: Final[dict[str, str]] = {
     "IA418": "an order against a name the stack doesn't have",
     "IA419": "another version of the model",
     "IA420": "two adapters that ask for different settings",
+    "IA429": "adapters for a tree that an adapter brings",
     # 5xx running a model
     "IA501": "a tokenizer that can't be read",
     "IA502": "no chat template",

@@ -23,6 +23,7 @@ class AdapterSpec:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     after: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    adapters: tuple[AdapterSpec, ...] = ()
     where: str = field(default="", compare=False)
 
 
@@ -55,6 +56,7 @@ def adapter(
     scale: float = 1.0,
     after: str | Sequence[str] = (),
     before: str | Sequence[str] = (),
+    adapters: Sequence[AdapterSpec | str] = (),
     **options: Any,
 ) -> AdapterSpec:
     """Say which adapter a model is to be adapted with. Nothing is imported or read yet.
@@ -66,6 +68,8 @@ def adapter(
         scale: how strongly it acts; 1.0 is as trained.
         after: names of members of the stack that it comes after, where the order matters.
         before: names of members that it comes before.
+        adapters: for one that brings a tree of its own, such as a ControlNet: what that tree is
+            adapted with, made by this function. Their names need only differ from each other's.
         options: what the plugin's manifest page lists, such as `rank=8`.
 
     Raises:
@@ -94,7 +98,8 @@ def adapter(
     label = name if name is not None else _as_name(use)
     path = None if weights is None else str(weights)
     later, earlier = _names(after, use), _names(before, use)
-    return AdapterSpec(use, path, label, float(scale), dict(options), later, earlier)
+    inner = tuple(specs_of(tuple(adapters)))
+    return AdapterSpec(use, path, label, float(scale), dict(options), later, earlier, inner)
 
 
 def _names(told: str | Sequence[str], use: str) -> tuple[str, ...]:
@@ -146,6 +151,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     after: list[str] = []
     before: list[str] = []
     options: dict[str, Any] = {}
+    adapter: list[_Entry] = []
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -157,7 +163,8 @@ def load_stack(path: str | Path) -> Stack:
     """Read a stack file: `model`, and an `[[adapter]]` table for each adapter.
 
     The keys of a table are `use`, `weights` (from the file's folder), `name`, `scale`, `after` and
-    `before` (names of other members), and `options`, a table of the plugin's own. A `model` that
+    `before` (names of other members), and `options`, a table of the plugin's own. A table
+    `[[adapter.adapter]]` is of an adapter in the tree that the one above it brings. A `model` that
     is a path counts from the file's folder too.
 
     Raises:
@@ -167,34 +174,39 @@ def load_stack(path: str | Path) -> Stack:
 
     path = Path(path)
     file = read_toml(path, _File, unreadable="IA404", malformed="IA405")
-    specs: list[AdapterSpec] = []
-    for i, entry in enumerate(file.adapter):
-        spec = adapter(
-            entry.use,
-            weights=None if entry.weights is None else path.parent / entry.weights,
-            name=entry.name,
-            scale=entry.scale,
-            after=entry.after,
-            before=entry.before,
-        )
-        specs.append(replace(spec, options=entry.options, where=f"{path}: adapter[{i}]"))
+    specs = [_spec(entry, path, f"adapter[{i}]") for i, entry in enumerate(file.adapter)]
     beside = path.parent / (file.model or "")
     return Stack(specs, str(beside) if file.model and beside.exists() else file.model)
+
+
+def _spec(entry: _Entry, path: Path, place: str) -> AdapterSpec:
+    spec = adapter(
+        entry.use,
+        weights=None if entry.weights is None else path.parent / entry.weights,
+        name=entry.name,
+        scale=entry.scale,
+        after=entry.after,
+        before=entry.before,
+        adapters=[_spec(e, path, f"{place}.adapter[{i}]") for i, e in enumerate(entry.adapter)],
+    )
+    return replace(spec, options=entry.options, where=f"{path}: {place}")
 
 
 def stack_text(stack: Stack) -> str:
     """A stack as the text of a stack file, which may lie anywhere: paths are written whole."""
     import tomli_w
 
-    tables: list[dict[str, Any]] = []
-    for spec in stack.specs:
-        table: dict[str, Any] = {"use": spec.use, "name": spec.name, "scale": spec.scale}
-        if spec.weights is not None:
-            table["weights"] = str(Path(spec.weights).resolve())
-        table |= {k: list(v) for k, v in (("after", spec.after), ("before", spec.before)) if v}
-        table |= {"options": dict(spec.options)} if spec.options else {}
-        tables.append(table)
+    tables = [_table(spec) for spec in stack.specs]
     model = {} if stack.model is None else {"model": stack.model}
     if stack.model is not None and Path(stack.model).exists():
         model["model"] = str(Path(stack.model).resolve())
     return tomli_w.dumps({**model, "adapter": tables})
+
+
+def _table(spec: AdapterSpec) -> dict[str, Any]:
+    table: dict[str, Any] = {"use": spec.use, "name": spec.name, "scale": spec.scale}
+    if spec.weights is not None:
+        table["weights"] = str(Path(spec.weights).resolve())
+    table |= {k: list(v) for k, v in (("after", spec.after), ("before", spec.before)) if v}
+    table |= {"options": dict(spec.options)} if spec.options else {}
+    return table | ({"adapter": [_table(one) for one in spec.adapters]} if spec.adapters else {})

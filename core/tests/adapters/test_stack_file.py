@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import inarch
+from inarch.cli.main import main
 from inarch.errors import InarchError
+from inarch.stack import stack_text
 
 TEXT = """\
 model = "smollm2"
@@ -100,3 +102,56 @@ def test_options_may_be_called_as_the_keys_of_a_stack_are(tmp_path: Path) -> Non
     [spec] = inarch.load_stack(file).specs
     assert (spec.name, spec.scale) == ("any", 1.0)
     assert spec.options == {"scale": 2, "name": "x"}
+
+
+INNER = """\
+[[adapter]]
+use = "controlnet"
+name = "canny"
+weights = "canny"
+
+[[adapter.adapter]]
+use = "lora"
+weights = "lines.safetensors"
+scale = 0.6
+options = { rank = 4 }
+
+[[adapter]]
+use = "ia3"
+"""
+
+
+def test_a_table_inside_of_a_table_is_of_the_tree_that_one_brings(tmp_path: Path) -> None:
+    (tmp_path / "stack.toml").write_text(INNER)
+    stack = inarch.load_stack(tmp_path / "stack.toml")
+    lines = inarch.adapter("lora", weights=tmp_path / "lines.safetensors", scale=0.6, rank=4)
+    canny = inarch.adapter("controlnet", name="canny", weights=tmp_path / "canny", adapters=[lines])
+    assert stack == inarch.Stack([canny, "ia3"])
+    assert [
+        spec.where.rpartition(": ")[2] for spec in (*stack.specs, *stack.specs[0].adapters)
+    ] == [
+        "adapter[0]",
+        "adapter[1]",
+        "adapter[0].adapter[0]",
+    ]
+    (tmp_path / "again.toml").write_text(stack_text(stack))
+    assert inarch.load_stack(tmp_path / "again.toml") == stack
+
+
+def test_a_typo_inside_is_named_with_its_line_and_correction(tmp_path: Path) -> None:
+    path = tmp_path / "stack.toml"
+    path.write_text(INNER.replace("scale = 0.6", "scael = 0.6"))
+    with pytest.raises(InarchError) as caught:
+        inarch.load_stack(path)
+    assert caught.value.where == f"{path}:9"
+    assert "scale" in caught.value.remedy
+
+
+def test_an_order_is_written_into_the_table_it_is_of(tmp_path: Path) -> None:
+    path = tmp_path / "stack.toml"
+    path.write_text(INNER.replace("scale = 0.6", "scale = 0.6\nafter = []"))
+    with pytest.raises(SystemExit):
+        main(["order", str(path), "canny", "--after", "ia3"])
+    canny, _ = inarch.load_stack(path).specs
+    assert canny.after == ("ia3",)
+    assert canny.adapters[0].after == ()

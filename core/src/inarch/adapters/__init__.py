@@ -1,6 +1,6 @@
 """What an adapter is, and models with adapters in them."""
 
-from inarch.adapters.adapter import Adapter, SiteView, TargetSite
+from inarch.adapters.adapter import Adapter, OwnTree, SiteView, TargetSite
 from inarch.adapters.edge import Edge
 from inarch.adapters.example import Example
 from inarch.adapters.guidance import Ahead, Moment
@@ -18,6 +18,7 @@ __all__ = [
     "Members",
     "Model",
     "Moment",
+    "OwnTree",
     "Request",
     "SiteView",
     "TargetSite",

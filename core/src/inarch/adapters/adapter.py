@@ -42,6 +42,19 @@ class TargetSite:
     tree: str
 
 
+@dataclass(frozen=True, slots=True)
+class OwnTree:
+    """A tree that an adapter brings, and that may be adapted itself.
+
+    Attributes:
+        chain: the step of one of the adapter's edits.
+        roles: for each role, the address pattern of its sites in the tree.
+    """
+
+    chain: Chain
+    roles: Mapping[str, str]
+
+
 class SiteView:
     """The pristine model as an adapter sees it: its sites, by role or by address.
 
@@ -135,6 +148,10 @@ class Adapter(ABC):
     def learned(self) -> Sequence[Learned]:
         """The words that its edits teach, once they were made: see `inarch.adapters.vocabulary`."""
         return ()
+
+    def own_tree(self) -> OwnTree | None:
+        """The tree that its edits bring, once they were made, where that may be adapted itself."""
+        return None
 
     def example_inputs(self, example: Example) -> Mapping[str, Any]:
         """Values for the inputs of the whole model that the edits newly ask for, by name.

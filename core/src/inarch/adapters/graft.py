@@ -27,6 +27,7 @@ from inarch.tree.steps import Labelled, walk
 from inarch.weights import WeightsHeader, blank, open_adapter
 
 if TYPE_CHECKING:
+    from inarch.adapters.inner import Inner
     from inarch.adapters.model import Model
     from inarch.plugins.index import Index
     from inarch.plugins.manifest import AdapterEntry
@@ -43,6 +44,7 @@ class Draft:
         adapter: made of the plugin's class.
         header: of its file; None for one that is yet to be trained.
         edits: at exact addresses.
+        inner: what is to be put into the tree it brings; None for nothing.
     """
 
     spec: AdapterSpec
@@ -51,6 +53,7 @@ class Draft:
     adapter: Adapter
     header: WeightsHeader | None
     edits: tuple[Edit, ...]
+    inner: Inner | None = None
 
     @property
     def name(self) -> str:
@@ -88,7 +91,12 @@ def draft_of(spec: AdapterSpec, model: Model) -> Draft:
     edits = tuple(_expanded(edits, model.pristine))
     _check_fills(spec, edits, header)
     _check_scale(spec, edits)
-    return Draft(spec, entry.id, entry, adapter, header, edits)
+    inner = None
+    if spec.adapters:
+        from inarch.adapters.inner import inner_of  # which knows what a Model is
+
+        inner = inner_of(spec, adapter, header, model)
+    return Draft(spec, entry.id, entry, adapter, header, edits, inner)
 
 
 def _opened(path: Path, conversion: str) -> WeightsHeader:
@@ -116,16 +124,17 @@ def filled(draft: Draft, model: Model) -> Member:
         _materialise(edit, model.sites, header)
     if header is not None:
         header.close()
-    modules = _modules(draft.edits)
+    inner = None if draft.inner is None else draft.inner.filled()
     member = Member(
         spec.name,
         draft.kind,
         draft.adapter,
         spec,
-        draft.edits,
-        modules,
+        draft.edits if inner is None else _around(draft, inner.tree),
+        _modules(draft.edits),
         entry=draft.entry,
         header=header,
+        inner=inner,
     )
     for edge in member.edges:
         edge.strength = spec.scale
@@ -150,7 +159,16 @@ def sketched(draft: Draft, sites: SiteView) -> tuple[Edit, ...]:
             for module in part.modules():
                 if isinstance(module, Settled):
                     module.settle(site and site.module, loaded=draft.header is not None)
-    return draft.edits
+    return draft.edits if draft.inner is None else _around(draft, draft.inner.sketched())
+
+
+def _around(draft: Draft, tree: Chain) -> tuple[Edit, ...]:
+    """The edits of an adapter with its own tree adapted."""
+    own = draft.adapter.own_tree()
+    return tuple(
+        dataclasses.replace(edit, step=tree) if own and edit.step is own.chain else edit
+        for edit in draft.edits
+    )
 
 
 def _check_scale(spec: AdapterSpec, edits: Iterable[Edit]) -> None:

@@ -15,6 +15,7 @@ from inarch.tree import Edit
 
 if TYPE_CHECKING:
     from inarch.adapters.adapter import Adapter
+    from inarch.adapters.model import Model
     from inarch.plugins.manifest import AdapterEntry
     from inarch.weights import WeightsHeader
 
@@ -33,6 +34,8 @@ class Member:
         modules: what it brought, by the address each stands at.
         entry: what the plugin's manifest says of it.
         header: of the file its weights came from; None for one that started untrained.
+        inner: the tree it brings as a model, with the adapters that were asked for in it: their
+            scales, training and saving are there, and are none of this member's. None without.
         merged: whether the model's weights contain it.
     """
 
@@ -45,6 +48,7 @@ class Member:
     merged: bool = False
     entry: AdapterEntry | None = field(default=None, repr=False)
     header: WeightsHeader | None = field(default=None, repr=False)
+    inner: Model | None = field(default=None, repr=False)
 
     @property
     def after(self) -> tuple[str, ...]:

@@ -62,7 +62,8 @@ def _written(text: str, table: int, key: str, names: list[str]) -> str:
     line = f"{key} = [{quoted}]\n"
     heads = list(re.finditer(r"^[ \t]*\[\[\s*adapter\s*\]\].*\n?", text, re.MULTILINE))
     start = heads[table].end()
-    end = heads[table + 1].start() if table + 1 < len(heads) else len(text)
+    below = re.search(r"^[ \t]*\[", text[start:], re.MULTILINE)  # the next table, or one inside
+    end = start + below.start() if below is not None else len(text)
     body = text[start:end]
     old = re.search(rf"^[ \t]*{key}\s*=\s*\[[^\]]*\][^\n]*\n?", body, re.MULTILINE)
     if old is not None:

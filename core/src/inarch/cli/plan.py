@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from inarch.cli.output import Output, json_option
 if TYPE_CHECKING:
     from inarch.resolve.meeting import Verdict
     from inarch.resolve.plan import Plan
+    from inarch.resolve.planned import PlannedMember
     from inarch.resolve.proof import Proof, Run
 
 
@@ -66,10 +68,7 @@ def _print(plan: Plan, output: Output) -> None:
     if not plan.members:
         click.echo("the stack is empty: the base as it is")
     numbers = {name: str(i) for i, layer in enumerate(plan.layers, 1) for name in layer}
-    rows = [
-        (numbers[m.name], m.name, m.kind, f"{m.scale:g}", f"{m.parameters:,}", _made(m.edits))
-        for m in plan.members
-    ]
+    rows = [row for member in plan.members for row in _rows(member, numbers[member.name])]
     if rows:
         output.table(("turn", "name", "adapter", "scale", "parameters", "edits"), rows)
     for member in plan.members:
@@ -86,6 +85,15 @@ def _print(plan: Plan, output: Output) -> None:
     for finding in plan.findings:
         output.note(f"\nnote[{finding.code}]: {finding.what}\n  = help: {finding.remedy}")
     click.echo(f"\ndigest {plan.digest}")
+
+
+def _rows(member: PlannedMember, turn: str, above: str = "") -> Iterator[tuple[str, ...]]:
+    """A member's row, and those of the adapters in the tree that it brings."""
+    name = f"{above}{member.name}"
+    size, edits = f"{member.parameters:,}", _made(member.edits)
+    yield turn, name, member.kind, f"{member.scale:g}", size, edits
+    for one in member.adapters:
+        yield from _rows(one, "", f"{name} / ")
 
 
 def _print_proof(proof: Proof, output: Output) -> None:

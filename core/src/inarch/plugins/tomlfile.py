@@ -78,10 +78,14 @@ def _starts(line: str, key: str) -> bool:
 def _keys(kind: Any) -> set[str]:
     """The keys of a struct and of the structs in it."""
     keys: set[str] = set()
+    seen: set[type] = set()  # one may hold others of its own kind
     todo: list[Any] = [kind]
     while todo:
         one = todo.pop()
         if isinstance(one, type) and issubclass(one, msgspec.Struct):
+            if one in seen:
+                continue
+            seen.add(one)
             for field in msgspec.structs.fields(one):
                 keys.add(field.encode_name)
                 todo.append(field.type)

@@ -39,6 +39,7 @@ class Listed:
     entry: AdapterEntry
     path: Path | None
     bytes: int = 0
+    inner: tuple[Listed, ...] = ()
 
     @property
     def name(self) -> str:
@@ -166,8 +167,9 @@ def _fingerprint(stack: Stack, report: Report) -> str:
 def _listed(spec: AdapterSpec, listed: Index, report: Report, own: str) -> Listed:
     check_adapter_name(spec.name)
     entry, path = located(spec, listed, report.family.id if report.family else "")
+    inner = tuple(_inner(spec, listed, report))
     if path is None:
-        return Listed(spec, entry, None)
+        return Listed(spec, entry, None, inner=inner)
     file = adapter_file(path)
     layout = read_layout(file)
     if own:
@@ -175,7 +177,21 @@ def _listed(spec: AdapterSpec, listed: Index, report: Report, own: str) -> Liste
     elif "inarch.base_fingerprint" in layout.metadata:
         report.left.append(f"whether `{spec.name}` was trained on these weights of the base")
     size = max((placed.span[1] for placed in layout.tensors.values()), default=0)
-    return Listed(spec, entry, file, size)
+    return Listed(spec, entry, file, size, inner)
+
+
+def _inner(spec: AdapterSpec, listed: Index, report: Report) -> Iterator[Listed]:
+    """The adapters in the tree that one brings, whose base is that tree."""
+    names: list[str] = []
+    for one in spec.adapters:
+        if one.name in names:
+            report.problems.append(taken(one))
+            continue
+        names.append(one.name)
+        try:
+            yield _listed(one, listed, report, "")
+        except InarchError as error:
+            report.problems += flattened(error)
 
 
 def _roles(member: Listed, family: ModelEntry | None) -> Iterator[InarchError]:

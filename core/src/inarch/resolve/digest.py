@@ -33,7 +33,10 @@ def of_members(names: Sequence[str], members: Iterable[Member]) -> str:
     """The digest of the adapters a model has, `names` being their canonical order."""
     members = tuple(members)
     told = {
-        m.name: identity(m.adapter.options, m.kind, m.edits, m.header, m.scale) for m in members
+        m.name: identity(
+            m.adapter.options, m.kind, m.edits, m.header, m.scale, m.inner and m.inner.digest
+        )
+        for m in members
     }
     return digest(names, told, (m.name for m in members if m.merged))
 
@@ -44,21 +47,24 @@ def identity(
     edits: Iterable[Edit],
     header: WeightsHeader | None,
     scale: float,
+    inner: str | None = None,
 ) -> dict[str, Any]:
     """What a member is, as far as what it does goes: plugin, options, scale, file, edits.
 
     A file counts by the fingerprint of its tensors and by the settings beside it, so where it lies
     and what it is called count for nothing. The values of a fresh adapter's weights don't count.
+    `inner` is the digest of the adapters in the tree that it brings, where there are some.
     """
     weights = None if header is None else [weights_identity(header), header.settings]
     made = sorted([e.address, e.kind, list(e.names), list(e.inputs)] for e in edits)
-    return {
+    told = {
         "kind": kind,
         "options": msgspec.to_builtins(options),
         "scale": scale,
         "weights": weights,
         "edits": made,
     }
+    return told if inner is None else {**told, "adapters": inner}
 
 
 def weights_identity(header: WeightsHeader) -> str:

@@ -6,7 +6,7 @@ Sorted TOML without times. Making a lock needs a plan; checking one runs no plug
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from inarch.errors import InarchError
 from inarch.plugins.content import content
 from inarch.plugins.index import index
 from inarch.plugins.tomlfile import read_toml
-from inarch.stack import Stack
+from inarch.stack import AdapterSpec, Stack
 
 if TYPE_CHECKING:
     from inarch.resolve.plan import Plan
+    from inarch.resolve.planned import PlannedMember
 
 SCHEMA = 1
 _SAMPLES, _WIDTH = 1024, 64
@@ -42,7 +43,7 @@ class LockedFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LockedAdapter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A member as it was asked for, and its files."""
+    """A member as it was asked for, its files, and the adapters in the tree it brings."""
 
     name: str
     kind: str
@@ -50,6 +51,7 @@ class LockedAdapter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     scale: float
     asked: str
     file: list[LockedFile] = []
+    adapter: list[LockedAdapter] = []
 
 
 class LockedModel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -93,21 +95,6 @@ def lock(plan: Plan, stack: Stack, folder: Path) -> Lock:
         stack: as its file says.
         folder: the file's; paths below it are written from there.
     """
-    asked = {spec.name: spec for spec in stack.specs}
-    adapters = [
-        LockedAdapter(
-            name=m.name,
-            kind=m.kind,
-            use=m.use,
-            scale=m.scale,
-            asked=_asked(asked[m.name], folder),
-            file=[
-                LockedFile(path=_from(Path(f.path), folder), bytes=f.bytes, sha256=f.sha256)
-                for f in m.files
-            ],
-        )
-        for m in plan.members
-    ]
     source = Path(plan.model.source)
     model = LockedModel(
         family=plan.model.family,
@@ -119,9 +106,37 @@ def lock(plan: Plan, stack: Stack, folder: Path) -> Lock:
         digest=plan.digest,
         order=list(plan.order),
         model=model,
-        adapter=sorted(adapters, key=lambda a: a.name),
+        adapter=_locked(plan.members, stack.specs, folder),
         distribution=list(_distributions(plan)),
     )
+
+
+def _locked(
+    members: Iterable[PlannedMember], specs: Iterable[AdapterSpec], folder: Path
+) -> list[LockedAdapter]:
+    """Members as a lock holds them, by name."""
+    asked = {spec.name: spec for spec in specs}
+    return [
+        LockedAdapter(
+            name=m.name,
+            kind=m.kind,
+            use=m.use,
+            scale=m.scale,
+            asked=_asked(asked[m.name], folder),
+            file=[
+                LockedFile(path=_from(Path(f.path), folder), bytes=f.bytes, sha256=f.sha256)
+                for f in m.files
+            ],
+            adapter=_locked(m.adapters, asked[m.name].adapters, folder),
+        )
+        for m in sorted(members, key=lambda member: member.name)
+    ]
+
+
+def _every(adapters: Iterable[LockedAdapter]) -> Iterator[LockedAdapter]:
+    for one in adapters:
+        yield one
+        yield from _every(one.adapter)
 
 
 def read_lock(path: Path) -> Lock:
@@ -150,7 +165,7 @@ def changed(held: Lock, stack: Stack, folder: Path) -> list[str]:
     return [
         *_changed_stack(held, stack, folder),
         *_changed_distributions(held),
-        *(fact for member in held.adapter for fact in _changed_files(member.file, folder)),
+        *(fact for member in _every(held.adapter) for fact in _changed_files(member.file, folder)),
         *_changed_files(held.model.file, folder),
     ]
 
@@ -204,8 +219,11 @@ def _changed_files(told: list[LockedFile], folder: Path) -> Iterator[str]:
 
 def _distributions(plan: Plan) -> Iterator[LockedDistribution]:
     listed = index()
-    names = {"inarch", plan.model.distribution, *(m.distribution for m in plan.members)}
-    for member in plan.members:
+    from inarch.resolve.planned import every  # which needs torch
+
+    members = list(every(plan.members))
+    names = {"inarch", plan.model.distribution, *(m.distribution for m in members)}
+    for member in members:
         if member.use in listed.weights:
             names.add(listed.weights[member.use].distribution)
     suffix = Path(plan.model.source).suffix
@@ -279,12 +297,15 @@ def _source(stack: Stack, folder: Path) -> str:
     return _from(Path(model), folder) if model and Path(model).exists() else model
 
 
-def _asked(spec: Any, folder: Path) -> str:
+def _asked(spec: AdapterSpec, folder: Path) -> str:
     """A hash of what a stack says of one adapter."""
     told: dict[str, Any] = msgspec.to_builtins(spec)
     told.pop("where", None)
+    told.pop("adapters", None)
     if told["weights"] is not None:
         told["weights"] = _from(Path(told["weights"]), folder)
+    if spec.adapters:
+        told["adapters"] = [_asked(one, folder) for one in spec.adapters]
     return hashlib.sha256(msgspec.json.encode(told, order="sorted")).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ import msgspec
 import torch
 
 import inarch
-from inarch.adapters.asks import asks_of
 from inarch.adapters.graft import Draft, installed
 from inarch.adapters.member import Member
 from inarch.errors import InarchError
@@ -24,68 +22,24 @@ from inarch.resolve.arrange import arranged
 from inarch.resolve.digest import digest, identity
 from inarch.resolve.fit import fitted, notes
 from inarch.resolve.meeting import Verdict
+from inarch.resolve.planned import (
+    PlannedMember,
+    PlannedModel,
+    every,
+    file_of,
+    planned,
+    planned_model,
+    spec_of,
+)
 from inarch.resolve.proof import Proof, prove
 from inarch.resolve.refusal import refuse
-from inarch.stack import AdapterSpec, Stack, adapter, specs_of
-from inarch.tree import Edit
-from inarch.weights import WeightsHeader
+from inarch.stack import AdapterSpec, Stack, specs_of
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
 
 SCHEMA = 1
 SomeModel = TypeVar("SomeModel", bound="Model")
-
-
-class PlannedFile(msgspec.Struct, frozen=True):
-    """A weights file, as it was when the plan was made."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-class PlannedMember(msgspec.Struct, frozen=True):
-    """A member of the stack, in a plan.
-
-    Attributes:
-        name, kind, use, scale, options, after, before: as asked for.
-        present: whether the model had it before.
-        distribution: the package of its plugin.
-        version: of that package.
-        edits: how many of each kind.
-        inputs: names that the model's forward newly asks for.
-        asks: what it asks of the model's tasks.
-        parameters: how many numbers it brings.
-        files: what its weights are read from; none for one that starts untrained.
-    """
-
-    name: str
-    kind: str
-    use: str
-    scale: float
-    options: dict[str, Any]
-    after: list[str]
-    before: list[str]
-    present: bool
-    distribution: str
-    version: str
-    edits: dict[str, int]
-    inputs: list[str]
-    parameters: int
-    files: list[PlannedFile]
-    asks: dict[str, Any] = {}
-
-
-class PlannedModel(msgspec.Struct, frozen=True):
-    """The model a plan is for."""
-
-    family: str
-    distribution: str
-    version: str
-    source: str
-    fingerprint: str
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -118,7 +72,7 @@ class Plan:
     @property
     def specs(self) -> tuple[AdapterSpec, ...]:
         """What has to be adapted with: the members the model didn't have."""
-        return tuple(_spec(member) for member in self.members if not member.present)
+        return tuple(spec_of(member) for member in self.members if not member.present)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON holds it; `schema()` describes it."""
@@ -216,7 +170,7 @@ def resolve(
     order, more = arranged(members, model.pristine, names=[spec.name for spec in specs])
     refuse([*problems, *more])
     by_name = {member.name: member for member in members}
-    planned = tuple(_planned(by_name[name]) for name in order.names)
+    told_of = tuple(planned(by_name[name]) for name in order.names)
     told = {name: _identity(member) for name, member in by_name.items()}
     merged = [member.name for member in model.adapters if member.merged]
     proved, wrong = None, []
@@ -225,8 +179,8 @@ def resolve(
         proved, wrong = prove(model, drafts, order.names, place)
     refuse(wrong)
     return Plan(
-        _planned_model(model),
-        planned,
+        planned_model(model),
+        told_of,
         order.layers,
         order.verdicts,
         digest(order.names, told, merged),
@@ -278,76 +232,8 @@ class _File(msgspec.Struct):
 
 def _identity(member: Member | Draft) -> dict[str, Any]:
     scale = member.scale if isinstance(member, Member) else member.spec.scale
-    return identity(member.adapter.options, member.kind, member.edits, member.header, scale)
-
-
-def _planned_model(model: Model) -> PlannedModel:
-    entry = installed().models.get(model.family)
-    source = "" if model.checkpoint is None else str(model.checkpoint.path)
-    return PlannedModel(
-        model.family,
-        entry.distribution if entry else "",
-        entry.version if entry else "",
-        source,
-        model.fingerprint(),
-        model.digest,
-    )
-
-
-def _planned(member: Member | Draft) -> PlannedMember:
-    from inarch.adapters.graft import parts
-
-    spec, entry = member.spec, member.entry
-    kinds: dict[str, int] = {}
-    for edit in member.edits:
-        kinds[edit.kind] = kinds.get(edit.kind, 0) + 1
-    brought = {id(p): p for e in member.edits for _, m in parts(e) for p in m.parameters()}
-    return PlannedMember(
-        member.name,
-        member.kind,
-        spec.use,
-        spec.scale,
-        msgspec.json.decode(msgspec.json.encode(dict(spec.options), enc_hook=str)),
-        list(spec.after),
-        list(spec.before),
-        isinstance(member, Member),
-        entry.distribution if entry else "",
-        entry.version if entry else "",
-        dict(sorted(kinds.items())),
-        _inputs(member.edits),
-        sum(p.numel() for p in brought.values()),
-        [] if member.header is None else _files(member.header),
-        asks_of(member, installed()),
-    )
-
-
-def _inputs(edits: Sequence[Edit]) -> list[str]:
-    return sorted({name for edit in edits for name in edit.inputs})
-
-
-def _files(header: WeightsHeader) -> list[PlannedFile]:
-    beside = [header.path.parent / name for name in ("adapter_config.json", "config.json")]
-    settings = [path for path in beside if path.is_file()][:1] if header.settings else []
-    return [_file(path) for path in (header.path, *settings)]
-
-
-def _file(path: Path) -> PlannedFile:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return PlannedFile(str(path.resolve()), path.stat().st_size, sha256)
-
-
-def _spec(member: PlannedMember) -> AdapterSpec:
-    shipped = member.use in installed().weights
-    return adapter(
-        member.use,
-        weights=member.files[0].path if member.files and not shipped else None,
-        name=member.name,
-        scale=member.scale,
-        after=member.after,
-        before=member.before,
-        **member.options,
-    )
+    inner = member.inner and member.inner.digest
+    return identity(member.adapter.options, member.kind, member.edits, member.header, scale, inner)
 
 
 def _changed_model(plan: Plan, model: Model) -> list[str]:
@@ -364,7 +250,7 @@ def _changed_model(plan: Plan, model: Model) -> list[str]:
 def _changed_packages(plan: Plan) -> list[str]:
     listed = installed()
     now = {e.distribution: e.version for e in (*listed.models.values(), *listed.adapters.values())}
-    told: Mapping[str, str] = {m.distribution: m.version for m in plan.members}
+    told: Mapping[str, str] = {m.distribution: m.version for m in every(plan.members)}
     told = {**told, plan.model.distribution: plan.model.version}
     return [
         f"{name} was {version}, and is {now.get(name, 'not installed any more')}"
@@ -375,10 +261,10 @@ def _changed_packages(plan: Plan) -> list[str]:
 
 def _changed_files(plan: Plan) -> list[str]:
     facts: list[str] = []
-    for member in plan.members:
+    for member in every(plan.members):
         for told in () if member.present else member.files:
             try:
-                now = _file(Path(told.path))
+                now = file_of(Path(told.path))
             except OSError:
                 facts.append(f"the file of `{member.name}` is gone: {told.path}")
                 continue

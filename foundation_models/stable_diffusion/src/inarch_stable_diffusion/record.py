@@ -46,7 +46,7 @@ def record(
 
 
 def _without_empty(spec: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in spec.items() if value not in (None, {}, "")}
+    return {name: value for name, value in spec.items() if value not in (None, {}, "", [], ())}
 
 
 def save(image: Image, path: Path, told: Mapping[str, Any]) -> None:

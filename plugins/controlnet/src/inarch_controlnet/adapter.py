@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import nn
 
-from inarch.adapters import Adapter, AddedInput, Example, Request, SiteView
+from inarch.adapters import Adapter, AddedInput, Example, OwnTree, Request, SiteView
 from inarch.nn.picture import rows_of_pictures
 from inarch.tree import Chain, Edit, Seq, Use
 from inarch.tree.substitute import substitute
@@ -57,6 +57,7 @@ class ControlNet(Adapter):
         self.file = ControlNetFile(None, {})
         self.base: Mapping[str, Any] = {}
         self.tree = ""
+        self.own: OwnTree | None = None
         self.channels = options.channels
         self.halvings = len(options.widths) - 1
 
@@ -85,6 +86,7 @@ class ControlNet(Adapter):
             rows=self.rows,
         )
         tower = self._low_rank(tower, sites, encoder)
+        self.own = OwnTree(tower, encoder.roles(sites))
         names = tuple(f"{self.name}_{i}" for i in range(len(encoder.skips) + 1))
         yield self._provide("control", names, tower, encoder)
         for skip, name in zip(encoder.skips, names, strict=False):
@@ -137,6 +139,9 @@ class ControlNet(Adapter):
             copies=copies,
             label=label,
         )
+
+    def own_tree(self) -> OwnTree | None:
+        return self.own
 
     # What a user gives for it
 

@@ -89,6 +89,15 @@ class Encoder:
         refs = [step.name for step in walk(self.chain.program) if isinstance(step, Ref)]
         return tuple(refs[: refs.index(self.middle) + 1])
 
+    def roles(self, sites: SiteView) -> dict[str, str]:
+        """The model's roles for this tree, with addresses from it, as the copy has them too."""
+        prefix = f"{self.tree}." if self.tree else ""
+        return {
+            role: pattern.removeprefix(prefix)
+            for role, pattern in sites.roles.items()
+            if pattern.startswith(prefix)
+        }
+
     def copied(
         self,
         name: str,
