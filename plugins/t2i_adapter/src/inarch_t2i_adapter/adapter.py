@@ -17,7 +17,7 @@ from inarch.nn.picture import rows_of_pictures
 from inarch.tree import Edit, Seq, Use
 from inarch.weights import WeightsHeader
 from inarch_t2i_adapter.body import BodyConfig, body
-from inarch_t2i_adapter.file import PREFIX, config_of, write
+from inarch_t2i_adapter.file import config_of, write
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -63,6 +63,9 @@ class T2IAdapter(Adapter):
 
     Options = Options
     options: Options
+    conversion = (
+        'safetensors.torch.save_file(torch.load(PATH, weights_only=True), "it.safetensors")'
+    )
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)
@@ -77,8 +80,9 @@ class T2IAdapter(Adapter):
         targets = _targets(sites)
         self.tree = targets[0][0].tree
         widths = [width for _, width in targets]
+        layout = None
         if weights is not None:
-            self.config = config_of(weights)
+            self.config, layout = config_of(weights)
         else:
             self.config = self.options.config(_for_features(widths, self.options.kind))
         _check(self.config.features, widths)
@@ -92,7 +96,7 @@ class T2IAdapter(Adapter):
             names=names,
             step=Seq(Use(self.picture), network),
             inputs=(self.picture,),
-            fills={} if weights is None else {n: f"{PREFIX}{n}" for n in parameters},
+            fills={} if layout is None else {n: layout.key(n) for n in parameters},
             label="features",
         )
         for (site, _), name in zip(targets, names, strict=False):

@@ -14,46 +14,53 @@ from torch import Tensor
 from inarch.errors import InarchError
 from inarch.weights import WeightsHeader
 from inarch_t2i_adapter.body import BodyConfig
+from inarch_t2i_adapter.layout import PREFIX, Layout, layout_of
 
-PREFIX = "adapter."
 
-
-def config_of(weights: WeightsHeader) -> BodyConfig:
+def config_of(weights: WeightsHeader) -> tuple[BodyConfig, Layout]:
     """The sizes of the network in a file, from its config.json or, without one, its shapes.
+
+    Returns:
+        The sizes, and how the file calls the weights.
 
     Raises:
         InarchError: IA455 where neither tells.
     """
     keys = set(weights.keys())
-    if not any(key.startswith(f"{PREFIX}body.0.resnets.0.") for key in keys):
+    layout = layout_of(keys)
+    if layout is None:
         raise _no_adapter(weights, f"it begins with: {', '.join(sorted(keys)[:3]) or 'nothing'}")
     names = BodyConfig.__struct_fields__
     told = {name: weights.settings[name] for name in names if name in weights.settings}
     try:
-        return msgspec.convert(told or _from_shapes(weights, keys), BodyConfig)
+        return msgspec.convert(told or _from_shapes(weights, layout), BodyConfig), layout
     except (msgspec.ValidationError, InarchError) as error:
         raise _no_adapter(weights, str(error)) from None
 
 
-def _from_shapes(weights: WeightsHeader, keys: set[str]) -> dict[str, Any]:
+def _from_shapes(weights: WeightsHeader, layout: Layout) -> dict[str, Any]:
     """Published adapters read 1 or 3 channels in squares of 8 pixels, XL's of 16."""
-    light = f"{PREFIX}conv_in.weight" not in keys
-    blocks = 1 + max(int(k.split(".")[2]) for k in keys if k.startswith(f"{PREFIX}body."))
-    layers = {k.split(".")[4] for k in keys if k.startswith(f"{PREFIX}body.0.resnets.")}
-    first = weights.shape(f"{PREFIX}body.0.in_conv.weight" if light else f"{PREFIX}conv_in.weight")
+
+    def shape(name: str) -> tuple[int, ...]:
+        key = layout.key(f"{name}.weight")
+        if key not in weights.keys():  # noqa: SIM118 (no mapping)
+            raise _no_adapter(weights, f"it has no tensor {key}")
+        return weights.shape(key)
+
+    first = shape("body.0.in_conv" if layout.light else "conv_in")
     sizes = {c * f * f: (c, f) for c in (1, 3) for f in (8, 16)}
     if first[1] not in sizes:
         raise _no_adapter(weights, f"its first layer reads {first[1]} channels")
     channels, factor = sizes[first[1]]
-    last = "out_conv" if light else "resnets.0.block2"
-    widths = [weights.shape(f"{PREFIX}body.{i}.{last}.weight")[0] for i in range(blocks)]
+    last = "out_conv" if layout.light else "resnets.0.block2"
+    widths = [shape(f"body.{i}.{last}")[0] for i in range(layout.features)]
     kind = "full_adapter_xl" if factor == 16 else "full_adapter"
     return {
         "in_channels": channels,
-        "channels": widths[:-1] if light else widths,
-        "num_res_blocks": len(layers),
+        "channels": widths[:-1] if layout.light else widths,
+        "num_res_blocks": layout.layers,
         "downscale_factor": factor,
-        "adapter_type": "light_adapter" if light else kind,
+        "adapter_type": "light_adapter" if layout.light else kind,
     }
 
 
@@ -81,5 +88,5 @@ def _no_adapter(weights: WeightsHeader, why: str) -> InarchError:
         "the file is no T2I-Adapter's",
         where=str(weights.path),
         why=why,
-        remedy="pass the folder that diffusers saved, with its config.json",
+        remedy="pass the folder that diffusers saved, or a file of TencentARC's",
     )
