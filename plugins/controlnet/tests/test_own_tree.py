@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_controlnets import Pair, controlnet
+from small_controlnets import controlnet
 from small_pipelines import saved
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from inarch.adapters import Model
 from inarch.cli.main import main
 from inarch.errors import InarchError
 from inarch.resolve.plan import Plan, resolve, schema
+from inarch_stable_diffusion.beside_diffusers import Pair
 
 Make = Callable[..., Pair]
 LAYERS = ["to_q", "to_v", "ff.net.0.proj", "conv1", "conv_in", "linear_1", "proj_out"]
@@ -182,7 +183,8 @@ def test_saving_the_controlnet_saves_what_it_is_without_them(
 def scene(tmp_path: Path) -> Path:
     """A stack file beside its base, ControlNet and LoRA."""
     import diffusers
-    from small_unets import randomised
+
+    from inarch_stable_diffusion.beside_diffusers import randomised
 
     pytest.importorskip("transformers")
     saved(tmp_path / "base")

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_t2i import Pair, randomised, t2i
+from small_t2i import t2i
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import inarch
 from inarch.errors import InarchError
+from inarch_stable_diffusion.beside_diffusers import Pair, randomised
 
 Make = Callable[..., Pair]
 KINDS = {"full": ([8, 8, 16, 16], 2), "light": ([8, 8, 16, 16], 3)}
