@@ -28,16 +28,18 @@ def many():
     return tree, edits
 
 
-def test_each_touched_chain_is_written_once(many, monkeypatch):
+def test_each_touched_chain_gets_its_form_once_and_each_form_is_written_once(many, monkeypatch):
     tree, edits = many
-    written = []
-    generate = Chain._generate
+    given, written = [], []
+    take, generate = Chain._take, Chain._generate
+    monkeypatch.setattr(Chain, "_take", lambda self, *form: (given.append(self), take(self, *form)))
     monkeypatch.setattr(Chain, "_generate", lambda self: (written.append(self), generate(self)))
     edited = tree.edit(edits)
     shared = set(tree.modules())
     touched = [m for m in edited.modules() if isinstance(m, Chain) and m not in shared]
-    assert len(written) == len(touched) == 3 + 3 * LAYERS - 1
-    assert {id(chain) for chain in written} == {id(chain) for chain in touched}
+    assert len(given) == len(touched) == 3 + 3 * LAYERS - 1
+    assert {id(chain) for chain in given} == {id(chain) for chain in touched}
+    assert len(written) == len({chain.form for chain in touched}) < 12
 
 
 def test_equal_layers_share_one_form_however_many_are_edited(many):
@@ -62,3 +64,25 @@ def test_building_deep_models_takes_a_fraction_of_a_second():
         start = time.perf_counter()
         language_model(32)
     assert time.perf_counter() - start < 2.0
+
+
+def test_blocks_whose_edits_have_other_shapes_are_written_apart(many):
+    tree, edits = many
+    for edit in edits:
+        if edit.address.startswith("model.layers.7."):
+            edit.step.c = nn.Linear(2, 3, device="meta")
+    blocks = tree.edit(edits).model.layers
+    assert blocks[6].form is blocks[8].form
+    assert blocks[6].form is not blocks[7].form
+    assert blocks[6].form.source == blocks[7].form.source
+
+
+def test_a_block_that_holds_edits_already_is_not_taken_for_one_that_holds_none(many):
+    tree, edits = many
+    first = [edit for edit in edits if edit.address.startswith("model.layers.7.")]
+    rest = [edit for edit in edits if edit not in first]
+    second = [Edit.add(e.address, LowRank(3, 3), "b") for e in edits]
+    at_once = tree.edit([*edits, *second])
+    in_turns = tree.edit(first).edit([*rest, *second])
+    forms = [[block.form for block in one.model.layers] for one in (at_once, in_turns)]
+    assert forms[0] == forms[1]

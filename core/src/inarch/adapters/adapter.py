@@ -72,6 +72,7 @@ class SiteView:
         settings: Mapping[str, Any] | None = None,
         tokenizers: Mapping[str, Tokenizer] | None = None,
     ) -> None:
+        self._matched: dict[str, set[str]] = {}
         self.trees = trees
         self.roles = roles
         self.settings: Mapping[str, Any] = settings or {}
@@ -101,14 +102,14 @@ class SiteView:
         return [site for address, site in self.all.items() if address in wanted]
 
     def _matching(self, target: str) -> set[str]:
-        patterns = [p for role, p in self.roles.items() if fnmatchcase(role, target)] or [target]
-        return {
-            address
-            for pattern in patterns
-            for match in [compiled(pattern).fullmatch]
-            for address in self.all
-            if match(address)
-        }
+        known = self._matched.get(target)
+        if known is None:
+            roles = self.roles.items()
+            patterns = [p for role, p in roles if fnmatchcase(role, target)] or [target]
+            matches = [compiled(pattern).fullmatch for pattern in patterns]
+            known = {a for a in self.all if any(match(a) for match in matches)}
+            self._matched[target] = known
+        return known
 
     def _missing(self, target: str) -> InarchError:
         near = difflib.get_close_matches(target, [*self.roles, *self.all], 3, 0.5)

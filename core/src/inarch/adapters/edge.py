@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from inarch.adapters.placement import Placement, Split, Unplaceable
+from inarch.tree.chain import HOOKS
 
 
 @runtime_checkable
@@ -34,6 +36,19 @@ class Edge(nn.Module):
         super().__init__()
         self.strength = 1.0
         self.register_buffer("scale", torch.ones((), dtype=torch.float32), persistent=False)
+
+    def twin(self) -> Self:
+        """Another edge of the same form, whose parameters are this one's until they are filled.
+
+        Building a module takes longer than all else that adapting a layer does, and an adapter
+        builds the same in every block. For edges that hold no modules.
+        """
+        twin = object.__new__(type(self))
+        twin.__dict__ = {**self.__dict__, **{name: OrderedDict() for name in HOOKS}}
+        twin.__dict__["_parameters"] = dict(self._parameters)
+        twin.__dict__["_buffers"] = dict(self._buffers)
+        twin.__dict__["_modules"] = dict(self._modules)
+        return twin
 
     def rescale(self, value: float) -> None:
         """Set the strength in place; every model that holds this edge follows."""

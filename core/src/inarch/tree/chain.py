@@ -199,13 +199,16 @@ class Chain(nn.Module):
         self._generate()
 
     def _generate(self) -> None:
-        modules = ModulesOf(self)
+        self._take(self.program, form_of(self.program, self.interface, ModulesOf(self)))
+
+    def _take(self, program: Step, form: Form) -> None:
+        """Hold a program, and run as its form says."""
         if "form" in self.__dict__:
             self.__dict__ = self._written()
-        self.form = form_of(self.program, self.interface, modules)
-        self.forward = MethodType(self.form.function, self)
-        for joint in self.form.joints:  # past nn.Module, whose parameters have names already
-            self.__dict__[joint.name] = joined(joint, modules)
+        made = {"program": program, "form": form, "forward": MethodType(form.function, self)}
+        self.__dict__.update(made)  # past nn.Module, which looks for parameters in all it is given
+        for joint in form.joints:
+            self.__dict__[joint.name] = joined(joint, ModulesOf(self))
 
     def _written(self) -> dict[str, Any]:
         """What it holds, without what is made from its program and its modules."""
@@ -215,7 +218,7 @@ class Chain(nn.Module):
     def _twin(self) -> Self:
         """A new object that holds the same children and nothing that was attached to this one."""
         twin = object.__new__(type(self))
-        twin.__dict__ = {**self._written(), **{name: OrderedDict() for name in _HOOKS}}
+        twin.__dict__ = {**self._written(), **{name: OrderedDict() for name in HOOKS}}
         for name in ("_parameters", "_buffers", "_modules"):
             twin.__dict__[name] = dict(self.__dict__[name])
         twin.__dict__["_non_persistent_buffers_set"] = set(self._non_persistent_buffers_set)
@@ -313,4 +316,4 @@ def _used_twice(label: str, why: str) -> InarchError:
 
 
 RESERVED = frozenset(dir(nn.Module())) | frozenset(dir(Chain)) | frozenset(Chain.__annotations__)
-_HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hooks" in name and value == {})
+HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hooks" in name and value == {})

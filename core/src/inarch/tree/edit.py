@@ -16,12 +16,10 @@ from torch import nn
 from inarch.errors import InarchError
 from inarch.naming import check_adapter_name
 from inarch.tree.address import compiled, is_pattern
-from inarch.tree.chain import RESERVED, Chain
-from inarch.tree.generate import Interface
-from inarch.tree.graft import duplicate, graft
-from inarch.tree.names import is_name, module_name
-from inarch.tree.program import Registry, adopt
-from inarch.tree.steps import Combinator, Export, Graft, Identity, Let, Seq, Site, Step
+from inarch.tree.chain import Chain
+from inarch.tree.names import is_name
+from inarch.tree.rewrite import Plan, rewritten
+from inarch.tree.steps import Identity, Step
 
 Kind = Literal["add", "scale", "before", "after", "wrap", "replace", "provide", "tap"]
 SomeChain = TypeVar("SomeChain", bound=Chain)
@@ -119,26 +117,20 @@ class Edit:
         return cls(address=address, kind="tap", adapter=adapter, names=(name,), **options)  # pyright: ignore
 
 
-@dataclass(slots=True)
-class _Plan:
-    """The edits of one Chain by site, and the plans of the Chains below it."""
-
-    sites: dict[str, list[Edit]] = field(default_factory=dict[str, list[Edit]])
-    below: dict[str, _Plan] = field(default_factory=dict[str, "_Plan"])
-    inputs: dict[str, None] = field(default_factory=dict[str, None])
-
-
 def apply(tree: SomeChain, edits: Iterable[Edit]) -> SomeChain:
     """A new tree with the edits applied in their order; `tree` itself when there are none."""
-    plan = _Plan()
+    plan = Plan()
+    checked: set[str] = set()
     for edit in edits:
-        check_adapter_name(edit.adapter)
+        if edit.adapter not in checked:
+            check_adapter_name(edit.adapter)
+            checked.add(edit.adapter)
         for address in addresses(tree, edit):
             _place(plan, tree, address, edit)
     if not plan.sites and not plan.below:
         return tree
     _refuse_final(tree)
-    return _rewritten(tree, plan)
+    return rewritten(tree, plan)
 
 
 def addresses(tree: Chain, edit: Edit) -> list[str]:
@@ -176,12 +168,12 @@ def no_site(tree: Chain, address: str, asker: str) -> InarchError:
     )
 
 
-def _place(plan: _Plan, tree: Chain, address: str, edit: Edit) -> None:
+def _place(plan: Plan, tree: Chain, address: str, edit: Edit) -> None:
     path, name = tree.form.index[address] if address else ((), "")
     inputs = dict.fromkeys(edit.inputs)
     plan.inputs |= inputs
     for child in path:
-        plan = plan.below.setdefault(child, _Plan())
+        plan = plan.below.setdefault(child, Plan())
         plan.inputs |= inputs
     plan.sites.setdefault(name, []).append(edit)
 
@@ -192,6 +184,8 @@ def is_final(module: nn.Module) -> bool:
 
 
 def _refuse_final(tree: Chain) -> None:
+    if not any(map(is_final, _modules(tree))):
+        return
     for name, module in tree.named_modules():
         compiled_in_place = module.__dict__.get("_compiled_call_impl") is not None
         if is_final(module):
@@ -204,71 +198,20 @@ def _refuse_final(tree: Chain) -> None:
             )
 
 
+def _modules(tree: nn.Module) -> list[nn.Module]:
+    """Every module of a tree, as `nn.Module.modules` and without making names."""
+    found = {id(tree): tree}
+    ahead = [tree]
+    while ahead:
+        for module in ahead.pop()._modules.values():
+            if module is not None and id(module) not in found:
+                found[id(module)] = module
+                ahead.append(module)
+    return list(found.values())
+
+
 def _sharded(module: nn.Module) -> bool:
     """Whether FSDP2 manages the module or its own parameters are DTensors, without importing it."""
     parameters = module.__dict__["_parameters"].values()
-    return hasattr(module, "_get_fsdp_state") or any(hasattr(p, "device_mesh") for p in parameters)
-
-
-def _rewritten(chain: SomeChain, plan: _Plan) -> SomeChain:
-    twin = chain._twin()  # pyright: ignore[reportPrivateUsage]
-    for name, below in plan.below.items():
-        child = chain.module_at(name)
-        if not isinstance(child, Chain):
-            raise TypeError(f"{name} is no Chain")
-        twin._replace(name, _rewritten(child, below))  # pyright: ignore[reportPrivateUsage]
-    face = chain.interface
-    if face.inputs is not None and plan.inputs:
-        inputs = tuple(sorted({*face.inputs, *plan.inputs}))
-        twin.interface = Interface(face.takes, inputs, face.keeps)
-    program = chain.program
-    provided = plan.sites.pop("", [])
-    if plan.sites:
-        program = _mapped(program, plan.sites, twin)
-    for edit in provided:
-        program = _provided(program, edit, twin)
-    twin._write(program)  # pyright: ignore[reportPrivateUsage]
-    return twin
-
-
-def _mapped(step: Step, sites: Mapping[str, list[Edit]], chain: Chain) -> Step:
-    """The program with the edits of `sites` grafted in; the same object where nothing changes."""
-    if not isinstance(step, Combinator) or not step.children:
-        return step
-    old = step.children
-    new = tuple(_mapped(child, sites, chain) for child in old)
-    if any(a is not b for a, b in zip(old, new, strict=True)):
-        step = step.with_children(new)
-    if isinstance(step, Site):
-        for edit in sites.get(step.name, ()):
-            new = _brought(step, edit, chain)
-            step = Site(step.name, graft(step.name, step.step, new, chain.module_at))
-    return step
-
-
-def _brought(site: Site, edit: Edit, chain: Chain) -> Graft:
-    """What the edit puts there, its modules registered on the chain beside the site."""
-    if edit.kind == "tap":
-        bind = Export if edit.export else Let
-        return Graft(edit.adapter, "tap", bind(edit.names))
-    return Graft(edit.adapter, edit.kind, _adopted(site.name, edit, chain), edit.kin)
-
-
-def _adopted(beside: str, edit: Edit, chain: Chain) -> Step:
-    name = module_name(beside, edit.adapter)
-    if name in chain._modules:
-        name = f"{name}__{edit.kind}"
-    if name in chain._modules:
-        raise duplicate(beside, edit.adapter, edit.kind)
-    return adopt(edit.step, Registry(RESERVED, chain._register, prefix=name))  # pyright: ignore[reportPrivateUsage]
-
-
-def _provided(program: Step, edit: Edit, chain: Chain) -> Step:
-    """The program with one more provided value before its first step; these sort by adapter."""
-    new = Graft(edit.adapter, "provide", Let(edit.names, _adopted(edit.label, edit, chain)))
-    steps = list(program.children)
-    count = 0
-    while count < len(steps) and isinstance(steps[count], Graft):
-        count += 1
-    first = sorted([*steps[:count], new], key=lambda graft: graft.adapter)
-    return Seq(*first, *steps[count:])
+    managed = hasattr(type(module), "_get_fsdp_state")  # FSDP2 gives the module a class of its own
+    return managed or any(hasattr(p, "device_mesh") for p in parameters)

@@ -117,7 +117,7 @@ def form_of(program: Step, interface: Interface, modules: Mapping[str, nn.Module
             refs.append(step.name)
         elif isinstance(step, Sum):
             sums.append(step)
-    below = tuple((name, _structure(modules[name])) for name in refs)
+    below = tuple((name, structure(modules[name])) for name in refs)
     joints = joints_of(sums, modules) if sums else ()
     key = (program, interface, below, joints)
     form = _FORMS.get(key)
@@ -126,14 +126,14 @@ def form_of(program: Step, interface: Interface, modules: Mapping[str, nn.Module
     return form
 
 
-def _structure(module: nn.Module) -> Any:
+def structure(module: nn.Module) -> Any:
     """What Dynamo tells two modules apart by: class, shapes of weights, and all that is below."""
     form = _form(module)
     if form is not None:
         return form
     named = (*module._parameters.items(), *module._buffers.items())
     weights = tuple((n, w.shape) for n, w in named if w is not None and not is_lazy(w))
-    below = tuple((n, _structure(m)) for n, m in module._modules.items() if m is not None)
+    below = tuple((n, structure(m)) for n, m in module._modules.items() if m is not None)
     return type(module), of_module(module), weights, below
 
 

@@ -15,7 +15,8 @@ from inarch.tree import Edit
 from inarch.tree.address import compiled
 from inarch.weights import WeightsHeader
 from inarch_lora import writing
-from inarch_lora.edges import beside, edge_for, reads_weight
+from inarch_lora.edges import beside, reads_weight
+from inarch_lora.edges.twins import Twins
 from inarch_lora.fresh import fresh_terms
 from inarch_lora.options import Options
 from inarch_lora.reading import Reading, layers_without_term, read
@@ -41,15 +42,16 @@ class LoRA(Adapter):
             reading = read(weights, sites)
             _check_targets(reading, sites, str(weights.path))
         self.saved = writing.Saved.of(reading, sites, self.options.format)
+        twins = Twins()
         for term in _scaled(reading.terms, self.options.block_scales, self.name):
-            yield self._edit(term, sites.all[term.address].module)
+            yield self._edit(term, sites.all[term.address].module, twins)
 
     def asks(self) -> Mapping[str, Any]:
         return self.options.asks
 
-    def _edit(self, term: Term, site: nn.Module | None) -> Edit:
+    def _edit(self, term: Term, site: nn.Module | None, twins: Twins) -> Edit:
         term = beside(site, term)
-        edge = edge_for(site, term)
+        edge = twins.edge_for(site, term)
         reads = (f"{term.address}.weight",) if reads_weight(edge) else ()
         return Edit.add(term.address, edge, self.name, fills=dict(term.fills), reads=reads)
 

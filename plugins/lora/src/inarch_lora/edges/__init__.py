@@ -21,6 +21,7 @@ from inarch_lora.edges.whole import FullEdge, LoHaEdge, LoKrEdge, ProductEdge, W
 from inarch_lora.terms import Term
 
 __all__ = [
+    "NORMS",
     "BiasEdge",
     "ConvLoRA",
     "DoRAEdge",

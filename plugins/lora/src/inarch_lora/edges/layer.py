@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,13 +47,13 @@ class Layer:
         Raises:
             InarchError: IA421 for what is no such layer.
         """
-        from inarch.nn.linear import TransposedLinear
-
         weight = getattr(site, "weight", None)
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
         biased = isinstance(getattr(site, "bias", None), nn.Parameter)
         if isinstance(site, nn.Linear):
             return cls("linear", shape, shape[1], shape[0], biased, 1, {}, F.linear)
+        from inarch.nn.linear import TransposedLinear
+
         if isinstance(site, TransposedLinear):
             return cls("transposed", shape, shape[0], shape[1], biased, 1, {}, F.linear)
         if isinstance(site, nn.Embedding):
@@ -72,6 +72,12 @@ class Layer:
             why="it adapts linear layers, GPT-2's transposed ones, embeddings and convolutions",
             remedy='name other targets, such as targets=["attention.*"]',
         )
+
+    @property
+    def form(self) -> Hashable:
+        """All of it, to be looked up by."""
+        geometry = tuple(self.geometry.items())
+        return self.kind, self.shape, self.inputs, self.biased, self.groups, geometry
 
     @property
     def kernel(self) -> tuple[int, ...]:

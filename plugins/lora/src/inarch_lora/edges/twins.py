@@ -1,0 +1,40 @@
+"""Edges of one adapter: a module is built once for all layers and terms of one form."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import fields
+from operator import attrgetter
+
+from torch import nn
+
+from inarch_lora.edges import NORMS, Layer, SiteEdge, edge_for
+from inarch_lora.terms import Term
+
+_NAMES = {"address", "key", "fills", "shapes"}
+_settings = attrgetter(*(field.name for field in fields(Term) if field.name not in _NAMES))
+
+
+class Twins:
+    """Makes edges as `edge_for` does; an equal one is a twin of the first."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, SiteEdge] = {}
+
+    def edge_for(self, site: nn.Module | None, term: Term) -> SiteEdge:
+        """The module that stands beside a layer for a term.
+
+        Raises:
+            InarchError: as `edge_for`.
+        """
+        if isinstance(site, NORMS):
+            return edge_for(site, term)
+        layer = Layer.of(site, term.address)
+        key = (type(site), layer.form, tuple(term.shapes.items()), _settings(term))
+        first = self._made.get(key)
+        if first is not None:
+            return first.twin()
+        made = edge_for(site, term)
+        if not made._modules:
+            self._made[key] = made.twin()
+        return made
