@@ -45,6 +45,7 @@ STACKS: dict[str, Callable[[], list[Any]]] = {
     "loha": lambda: [lora("hadamard", algorithm="loha")],
     "lokr": lambda: [lora("kronecker", algorithm="lokr", factor=4)],
     "pissa": lambda: [lora("principal", start="pissa")],
+    "usual": lambda: [inarch.adapter("lora", name="usual", rank=2)],
     "rows": lambda: [lora("direction", use_dora=True)],
     "taps": lambda: [
         inarch.adapter("steering", name="steer", targets=["model.layers.*.mlp.gate"], width=24)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -190,6 +191,25 @@ def test_ctrl_c_saves_once_and_ends_both(folder: Path) -> None:
     body = json.loads(out)
     assert body["data"]["interrupted"]
     assert json.loads(state.read_text())["step"] == body["data"]["steps"] >= 5
+
+
+def test_the_script_of_the_page_runs_as_it_stands(folder: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "many-processes.md").read_text("utf-8")
+    [script] = [s for s in re.findall(r"```python\n(.*?)```", page, re.S) if "inarch.load" in s]
+    file = tmp_path / "script.py"
+    file.write_text(script.replace('"smollm2"', repr(str(folder / "model"))))
+    done = subprocess.run(
+        [*TORCHRUN, str(file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert set(done.stdout.split()) <= set(WORDS)
+    assert {f.name for f in (tmp_path / "mine").iterdir()} >= {"adapter_config.json"}
 
 
 def wait_for(there: Callable[[], bool]) -> None:

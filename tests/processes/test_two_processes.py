@@ -31,6 +31,7 @@ REFUSED = [
     (GROUPED, "taps", "tensor", "IA881", "gate"),
     (GROUPED, "lora", "sideways", "IA880", "sideways"),
 ]
+ALIKE = [(f, "usual", p) for f in ("clip", "stable-diffusion") for p in ("fsdp", "tensor")]
 GENERATED = [(GROUPED, "stack", "tensor"), (TIED, "prefix", "tensor")]
 
 pytestmark = pytest.mark.xdist_group("two processes")
@@ -47,6 +48,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
         *(("ran", *one) for one in RAN),
         *(("refused", *one[:3]) for one in REFUSED),
         *(("generated", *one) for one in GENERATED),
+        *(("alike", *one) for one in ALIKE),
     ]
     return asked_of_two(tasks, folder)
 
@@ -147,6 +149,16 @@ def test_two_processes_generate_the_tokens_of_one(
     steps = model.generate_ids(ids().tolist(), max_new_tokens=6, stop=frozenset())
     tokens = list(steps)
     assert [one[f"generated-{name_of(case)}"]["tokens"] for one in found] == [tokens, tokens]
+
+
+@pytest.mark.parametrize("case", ALIKE, ids=name_of)
+def test_every_tree_of_other_families_runs_as_in_one_process(
+    case: tuple[str, str, str], found: list[dict[str, Any]]
+) -> None:
+    for one in found:
+        result = one[f"alike-{name_of(case)}"]
+        assert result["far"] < 1e-5
+        assert (result["split"] > 20) == (case[2] == "tensor")
 
 
 def test_a_model_is_not_sharded_without_processes() -> None:

@@ -19,6 +19,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 import inarch
 from inarch.distribute import save_tensors
 from inarch.errors import InarchError
+from inarch.testing.tiny import tiny_models
 
 
 def ran(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
@@ -94,7 +95,29 @@ def counted(label: str, stack: str, plan: str, _folder: Path) -> dict[str, int]:
     return counts
 
 
-TASKS = {"counted": counted, "ran": ran, "refused": refused, "generated": generated}
+def alike(family: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
+    """How far the forwards of every tree of a family are from those of one process."""
+    model = next(iter(tiny_models(families=[family]))).build(seed=1)
+    model = model.adapt(*scenes.STACKS[stack]())
+    for member in model.adapters:
+        for parameter in member.parameters().values():
+            parameter.data.add_(0.1)
+    with torch.no_grad():
+        expected = [model.trees[e.tree](**e.inputs) for e in model.examples()]
+        model = inarch.shard(model, plan)  # type: ignore[arg-type]
+        given = [model.trees[e.tree](**e.inputs) for e in model.examples()]
+    pairs = zip(_tensors(given), _tensors(expected), strict=True)
+    far = [float((one - other).abs().max() / other.abs().max()) for one, other in pairs]
+    return {"far": max(far), "split": len(model.layout.placed)}
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for one in value for tensor in _tensors(one)]
+
+
+TASKS = {"alike": alike, "counted": counted, "ran": ran, "refused": refused, "generated": generated}
 
 
 def work(rank: int, folder: Path) -> None:

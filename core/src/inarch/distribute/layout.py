@@ -28,14 +28,12 @@ class Spread:
 
     Attributes:
         data: the processes that have examples of their own; None where all have the same.
-        sharded: whether those share the parameters (FSDP2) or each has all of them.
         tensor: the processes that share each layer; None where each has whole layers.
         placed: how the tensors of modules lie over `tensor`; what is not named is whole.
         sites: of the model, whose modules are this process's parts.
     """
 
     data: DeviceMesh | None
-    sharded: bool
     tensor: DeviceMesh | None
     placed: Mapping[nn.Module, Placements] = field(repr=False)
     sites: SiteView = field(repr=False)
@@ -59,8 +57,8 @@ class Spread:
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make each gradient that of the sum of all processes' losses.
 
-        Called once a step, after the last backward and by every process. FSDP2 has added up its
-        own by then.
+        Called once a step, after the last backward and by every process. FSDP2 has added up those
+        of what it shares out by then.
 
         Args:
             parameters: those that take gradients, in one order everywhere.
@@ -74,8 +72,8 @@ class Spread:
                 for parameter, kind in zip(given, kinds, strict=True):
                     if kind == "first":
                         parameter.grad = None
-        if self.data is not None and not self.sharded:
-            _reduce(given, self.data)
+        if self.data is not None:
+            _reduce([p for p in given if not isinstance(p, DTensor)], self.data)
 
     def norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """The norm of the gradients of the whole model, 0-dim float32, the same everywhere."""

@@ -55,7 +55,7 @@ def shard(
             dist.broadcast(parameter.data, group=one.get_group(), group_src=0)
     result, placed = (copy.copy(model), {}) if tensor is None else split_over(model, tensor)
     result._fingerprint = fingerprint  # pyright: ignore[reportPrivateUsage]
-    result.layout = Spread(data, plan == "fsdp", tensor, placed, result.sites)
+    result.layout = Spread(data, tensor, placed, result.sites)
     if plan == "fsdp" and data is not None:
         _fully(result, data, {} if policy is None else {"mp_policy": policy})
     return result
@@ -101,8 +101,9 @@ def _fully(model: Model, mesh: DeviceMesh, options: dict[str, Any]) -> None:
     for name, tree in model.trees.items():
         prefix = f"{name}." if name else ""
         inside = [a.removeprefix(prefix) for a in blocks if a.startswith(prefix)]
+        numbers = {p for p in tree.parameters() if p.dim() == 0}  # there is nothing to share out
         for module in (*(tree.get_submodule(address) for address in sorted(inside)), tree):
-            sharded: Any = fully_shard(module, mesh=mesh, **options)
+            sharded: Any = fully_shard(module, mesh=mesh, ignored_params=numbers, **options)
             sharded.set_force_sum_reduction_for_comms(True)
             sharded.set_gradient_divide_factor(1.0)
 

@@ -21,10 +21,11 @@ def branch(tree: Chain, label: str, takes: Sequence[str]) -> Chain:
         takes: the names of the main values the branch takes.
 
     Raises:
-        InarchError: IA110 where the tree has no such step.
+        InarchError: IA110 where the tree has no such step, IA108 where FSDP2 manages it.
     """
-    from inarch.tree.edit import no_site
+    from inarch.tree.edit import no_site, refuse_sharded
 
+    refuse_sharded(tree)
     found = next((s for s in walk(tree.program) if isinstance(s, Site) and s.name == label), None)
     if found is None:
         raise no_site(tree, label, "the branch of a tree")

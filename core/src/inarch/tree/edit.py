@@ -210,6 +210,21 @@ def _modules(tree: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
+def refuse_sharded(tree: Chain) -> None:
+    """Refuse to run a piece of a tree that FSDP2 manages, which only the whole puts together.
+
+    Raises:
+        InarchError: IA108.
+    """
+    if _sharded(tree):
+        raise InarchError(
+            "IA108",
+            "a tree that was sharded can't be run in pieces",
+            why="its weights are put together when the whole of it is called",
+            remedy='shard with another plan: inarch.shard(model, "replicate")',
+        )
+
+
 def _sharded(module: nn.Module) -> bool:
     """Whether FSDP2 manages the module or its own parameters are DTensors, without importing it."""
     parameters = module.__dict__["_parameters"].values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inarch.errors import InarchError
 from inarch.tree.chain import Chain
+from inarch.tree.edit import refuse_sharded
 from inarch.tree.steps import Graft, Seq, Site, Step
 
 
@@ -18,8 +19,10 @@ def part(tree: Chain, first: str | None = None, last: str | None = None) -> Chai
         first, last: labels of steps at the tree's first level; None is the tree's own end.
 
     Raises:
-        InarchError: IA110 for a label that is not there, or where `last` comes before `first`.
+        InarchError: IA110 for a label that is not there, or where `last` comes before `first`;
+            IA108 for a tree that FSDP2 manages.
     """
+    refuse_sharded(tree)
     steps = tree.program.children
     names = [step.name if isinstance(step, Site) else "" for step in steps]
     for label in (first, last):
