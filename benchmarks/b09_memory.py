@@ -45,7 +45,7 @@ KINDS: Mapping[str, dict[str, Any]] = {
 
 
 def config(setting: Setting) -> dict[str, Any]:
-    width, layers = (32, 1) if setting.quick else (2048, 4)
+    width, layers = (32, 1) if setting.quick else (2048, 2)
     return models.llama_config(width, layers, intermediate_size=4 * width)
 
 
@@ -175,7 +175,12 @@ def _resident(kind: str, label: str, folders: Mapping[str, Path]) -> float:
     code = "from benchmarks.b09_memory import alone; alone()"
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(
-        command, input=json.dumps(given), capture_output=True, text=True, check=True
+        command,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=models.ROOT,
     )
     return float(done.stdout.split()[-1])
 

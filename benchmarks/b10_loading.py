@@ -105,7 +105,9 @@ def _alone(who: str, where: Path, setting: Setting, size: int) -> float:
     code = f"from benchmarks.b10_loading import alone; alone({who!r}, {str(where)!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, cwd=models.ROOT
+    )
     return int(done.stdout.split()[-1]) / size
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from benchmarks import models
 from benchmarks.measure import Setting, bandwidth, fitted, interleaved, spread
-from benchmarks.result import Mark, Picture, Result, Table, Workload, result_of, seconds
+from benchmarks.result import Mark, NotHere, Picture, Result, Table, Workload, result_of, seconds
+from inarch.plugins import index
 
 WORKLOAD = Workload(
     "B12",
@@ -83,8 +84,8 @@ def installed(count: int, where: Path) -> dict[str, str]:
         (package / "inarch.toml").write_text(_ADAPTER.format(name=name))
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(points)
-    cache = where / f"cache{count}"
-    return {**os.environ, "PYTHONPATH": str(site), "INARCH_CACHE_DIR": str(cache)}
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "INARCH_CACHE_DIR": str(where / f"cache{count}")}
 
 
 def answered(environment: Mapping[str, str]) -> list[str]:
@@ -104,6 +105,8 @@ def counted(environment: Mapping[str, str]) -> tuple[int, int, int]:
 
 def run(setting: Setting) -> Result:
     result = result_of(WORKLOAD, setting, bandwidth(setting))
+    if "llama" not in index().models:
+        raise NotHere("inarch-llama is not installed as a package")
     counts = (3, 9) if setting.quick else COUNTS
     with models.folder() as where:
         environments = {count: installed(count, where) for count in counts}

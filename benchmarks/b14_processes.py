@@ -99,6 +99,7 @@ def _both(where: Path, plans: Sequence[str]) -> list[dict[str, Any]]:
     workers = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code.format(rank, str(where), tuple(plans))],
+            cwd=models.ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -136,11 +136,15 @@ def interleaved(
         calls[name] = 1 if name in before else max(1, min(1000, round(least / once)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     gc.collect()
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            before.get(name, _nothing)()
-            times[name].append(_timed(run, calls[name], setting))
-        gc.collect()
+    gc.freeze()  # so that collecting between rounds looks at what the rounds left, not at models
+    try:
+        for _ in range(rounds):
+            for name, run in contenders.items():
+                before.get(name, _nothing)()
+                times[name].append(_timed(run, calls[name], setting))
+            gc.collect()
+    finally:
+        gc.unfreeze()
     return Samples(times)
 
 
@@ -166,7 +170,7 @@ def _timed(run: Run, calls: int, setting: Setting) -> float:
 
 def bandwidth(setting: Setting) -> float:
     """Bytes a second, read and written, of a copy far larger than any cache."""
-    size = 1 << (22 if setting.quick else 29)
+    size = 1 << (22 if setting.quick else 29 if setting.device.type == "cpu" else 31)
     source = torch.ones(size, dtype=torch.uint8, device=setting.device)
     target = torch.empty_like(source)
     best = min(_timed(lambda: target.copy_(source), 1, setting) for _ in range(6))

@@ -18,6 +18,9 @@ from inarch.plugins import index, load_object
 from inarch.testing import Tiny
 from inarch.weights import blank
 
+ROOT = Path(__file__).parent.parent
+"""Where a further process finds this package."""
+
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

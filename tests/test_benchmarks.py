@@ -44,7 +44,8 @@ def test_a_benchmark_runs_and_its_outputs_are_equal(name: str, folder: Path) -> 
 
 @pytest.mark.xdist_group("benchmarks")
 def test_the_page_is_the_same_for_the_same_results(folder: Path, tmp_path: Path) -> None:
-    quick("B5", folder)
+    if not (folder / "cpu" / "B5.json").exists():
+        quick("B5", folder)
     pages = [tmp_path / "one" / "page.md", tmp_path / "two" / "page.md"]
     for page in pages:
         report.written(folder, page)
@@ -55,9 +56,9 @@ def test_the_page_is_the_same_for_the_same_results(folder: Path, tmp_path: Path)
 
 @pytest.mark.xdist_group("benchmarks")
 def test_json_is_one_result_a_line(folder: Path) -> None:
-    done = CliRunner().invoke(main, ["B5", "b15", "--quick", "--json"])
+    done = CliRunner().invoke(main, ["B15", "b15", "--quick", "--json"])
     told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one["workload"] for one in told] == ["B5", "B15"]
+    assert [one["workload"] for one in told] == ["B15", "B15"]
 
 
 def test_the_page_is_made_of_the_results_that_are_here() -> None:
