@@ -23,6 +23,7 @@ CODES: Final[dict[str, str]] = {
     "IA116": "a name an adapter can't have",
     "IA117": "an edit that is not complete",
     "IA118": "weights that can't be tied",
+    "IA119": "an edit before a layer that is packed",
     # 2xx weights
     "IA201": "a file that is not there",
     "IA202": "a broken weights file",

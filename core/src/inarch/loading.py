@@ -24,6 +24,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
+    packed: bool = False,
 ) -> Model:
     """Load a foundation model: frozen, in evaluation mode, placed once and for all.
 
@@ -36,6 +37,7 @@ def load(
             hub with the extra `hub` installed.
         device: as torch names it.
         dtype: of the weights, such as "bfloat16"; None keeps the file's own.
+        packed: see `Model.packed`.
 
     Raises:
         InarchError: 2xx for a checkpoint that can't be read or doesn't fit, 3xx where no package
@@ -58,7 +60,7 @@ def load(
         asked = None if kind is None and wanted == stored else wanted
         fill(tree, checkpoint, asked, place, ignored=family.ignored, prefix=prefix)
         tree.requires_grad_(False).eval()
-    return family(
+    model = family(
         trees,
         config,
         roles=entry.roles,
@@ -66,6 +68,7 @@ def load(
         tokenizer=checkpoint.tokenizer(),
         family=entry.id,
     )
+    return model.packed() if packed else model
 
 
 def _stored(checkpoint: Checkpoint, prefix: str) -> torch.dtype:

@@ -17,6 +17,7 @@ from inarch.adapters.graft import filled, installed, split
 from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
+from inarch.adapters.packing import packed_trees
 from inarch.adapters.telling import tell
 from inarch.adapters.vocabulary import taught, with_words
 from inarch.errors import InarchError
@@ -51,6 +52,7 @@ class Model(Foundation):
         self.order = Order()
         self.layout: Spread | None = None
         self._grown: Mapping[str, Tokenizer] = {}
+        self._packed = False
 
     # What its adapters make of it
 
@@ -145,13 +147,33 @@ class Model(Foundation):
         members = [replace(m, merged=True) if m.name in chosen else m for m in self.adapters]
         return self._with(members)
 
-    def _with(self, members: Sequence[Member], order: Order | None = None) -> Self:
-        """The pristine trees with these adapters in, in canonical order."""
+    def packed(self) -> Self:
+        """A new model that makes queries, keys and values in one product, and gates and ups.
+
+        Fewer and larger operations, of the same weights: the base's are laid out anew once, in
+        this model and all that share them, and no second copy of them stays. Names, values and
+        the state dict are as before. Adapters fit as they do otherwise, and what `adapt`, `without`
+        and `merge` make of a packed model is packed too. Layers whose inputs an adapter makes
+        different stay apart. What is hooked to a packed layer isn't called.
+
+        Raises:
+            InarchError: IA108 for a model that lies over several processes.
+        """
+        self._refuse_shared()
+        return self._with(self.adapters, self.order if self.adapters else None, packed=True)
+
+    def _with(
+        self, members: Sequence[Member], order: Order | None = None, *, packed: bool = False
+    ) -> Self:
+        """The pristine trees with these adapters in, in canonical order, packed if this one is."""
         order = order or arrange(members, self.pristine)
         by_name = {member.name: member for member in members}
         ordered = [by_name[name] for name in order.names]
         trees = merged(self.pristine, ordered)
         trees, grown = adapted(trees, self.sites, [m for m in ordered if not m.merged])
+        packed = packed or self._packed
+        if packed:
+            trees = packed_trees(trees, self.sites)
         model = type(self)(
             trees,
             self.config,
@@ -165,6 +187,7 @@ class Model(Foundation):
         model.adapters = Members(members)
         model.order = order
         model._sites = self._sites
+        model._packed = packed
         return model
 
     def _refuse_shared(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +30,19 @@ class Container(nn.Module):
         return self._modules[str(index)]
 
 
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Layers of a Chain that are one product: see `inarch.tree.pack`.
+
+    Attributes:
+        name: of the module that multiplies.
+        sites: the layers whose rows it holds.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+
+
 class Chain(nn.Module):
     """Steps, one after another: a boundary with its own forward and its own part of the name.
 
@@ -50,6 +64,7 @@ class Chain(nn.Module):
     program: Step
     interface: Interface
     ties: tuple[tuple[str, str], ...]
+    packs: tuple[Pack, ...]
     forward: Callable[..., Any]
 
     def __init__(
@@ -61,7 +76,7 @@ class Chain(nn.Module):
         **named: Step,
     ) -> None:
         super().__init__()
-        self.ties = ()
+        self.ties, self.packs = (), ()
         closed = None if inputs is None else tuple(sorted(set(_names(inputs))))
         self.interface = Interface(_names(takes), closed, frozenset(_names(keeps)))
         for name in self.interface.takes:
@@ -245,11 +260,19 @@ class Chain(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._generate()
+        self._repack()
 
-    # Tied weights
+    # Tied and packed weights
+
+    def _repack(self) -> None:
+        """Make the layers of every pack rows of one tensor, after parameters were replaced."""
+        for pack in self.packs:
+            packed: Any = self.module_at(pack.name)
+            packed.take([self.module_at(site) for site in pack.sites])
 
     def retie(self) -> None:
         """Make every tied parameter the one it is tied to, after parameters were replaced."""
+        self._repack()
         for alias, source in self.ties:
             module, _, name = alias.rpartition(".")
             owner, _, own = source.rpartition(".")
@@ -266,7 +289,7 @@ class Chain(nn.Module):
     ) -> Any:
         """As torch's, but a tied parameter may be left out, and is still tied afterwards."""
         state = dict(state_dict)
-        tied = [(name, m) for name, m in self.named_modules() if isinstance(m, Chain) and m.ties]
+        tied = [(name, m) for name, m in self.named_modules() if isinstance(m, Chain)]
         for prefix, chain in tied:
             for alias, source in chain.ties:
                 alias, source = (f"{prefix}.{n}" if prefix else n for n in (alias, source))

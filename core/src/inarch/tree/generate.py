@@ -16,7 +16,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -90,6 +90,8 @@ class Form:
         return index
 
 
+SomeWriter = TypeVar("SomeWriter", bound=Writer)
+
 _FORMS: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
 _COMPILED: OrderedDict[Form, None] = OrderedDict()
 _KEPT = 128
@@ -148,11 +150,7 @@ def _generate(
     modules: Mapping[str, nn.Module],
     joints: tuple[Joint, ...],
 ) -> Form:
-    children = {s.name: _child(modules[s.name]) for s in walk(program) if isinstance(s, Ref)}
-    names = _value_names(program, children)
-    reserved = frozenset({"self", "forward", *HANDLER, *interface.takes, *names})
-    by_term = {term: joint for joint in joints for term in joint.terms}
-    writer = Writer(interface.takes, interface.keeps, children.__getitem__, reserved, by_term)
+    writer = writer_of(program, interface, modules, joints, Writer)
     given = [Value(name) for name in interface.takes]
     returned = writer.run(program, given)
     needs = tuple(writer.needs)
@@ -163,7 +161,8 @@ def _generate(
     takes = (len(interface.takes), float(len(interface.takes)))
     child = Child(Signature(needs, len(returned), takes), exports)
     sites = tuple(s.name for s in walk(program) if isinstance(s, Site))
-    below = tuple((name, f) for name in children if (f := _form(modules[name])) is not None)
+    refs = dict.fromkeys(s.name for s in walk(program) if isinstance(s, Ref))
+    below = tuple((name, f) for name in refs if (f := _form(modules[name])) is not None)
     form = Form(
         text, function, needs, len(returned), exports, sites, tuple(lines), child, below, joints
     )
@@ -171,6 +170,21 @@ def _generate(
     explain.lines[file] = form.lines
     weakref.finalize(form, _forget, file).atexit = False
     return form
+
+
+def writer_of(
+    program: Step,
+    interface: Interface,
+    modules: Mapping[str, nn.Module],
+    joints: tuple[Joint, ...],
+    kind: type[SomeWriter],
+) -> SomeWriter:
+    """A writer of a program's forward, or of a kind that does more than writing."""
+    children = {s.name: _child(modules[s.name]) for s in walk(program) if isinstance(s, Ref)}
+    names = _value_names(program, children)
+    reserved = frozenset({"self", "forward", *HANDLER, *interface.takes, *names})
+    by_term = {term: joint for joint in joints for term in joint.terms}
+    return kind(interface.takes, interface.keeps, children.__getitem__, reserved, by_term)
 
 
 def _forget(file: str) -> None:

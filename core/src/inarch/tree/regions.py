@@ -34,7 +34,8 @@ def _marked(chain: SomeChain, counts: Counter[Form]) -> SomeChain:
         if not isinstance(child, Chain):
             raise TypeError(f"{name} is no Chain")
         if counts[form] > 1:
-            child = child._twin()  # pyright: ignore[reportPrivateUsage]
+            program, child = child.program, child._twin()  # pyright: ignore[reportPrivateUsage]
+            child._take(program, form)  # pyright: ignore[reportPrivateUsage]
             child.forward = MethodType(form.region, child)
         else:
             child = _marked(child, counts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
+from inarch.errors import InarchError
 from inarch.tree.chain import RESERVED, Chain
 from inarch.tree.generate import Form, Interface, structure
 from inarch.tree.graft import duplicate, graft
@@ -131,9 +132,24 @@ def _mapped(step: Step, sites: Mapping[str, list[Edit]], chain: Chain) -> Step:
         step = step.with_children(new)
     if isinstance(step, Site):
         for edit in sites.get(step.name, ()):
+            if edit.kind in ("before", "wrap"):
+                _refuse_packed(step.name, edit, chain)
             new = _brought(step, edit, chain)
             step = Site(step.name, graft(step.name, step.step, new, chain.module_at))
     return step
+
+
+def _refuse_packed(site: str, edit: Edit, chain: Chain) -> None:
+    """What is before a layer can't be, where the layer's rows are multiplied with others'."""
+    for pack in chain.packs:
+        if site in pack.sites:
+            raise InarchError(
+                "IA119",
+                f"the {edit.kind} edit of adapter `{edit.adapter}` is of a packed layer",
+                where=site,
+                why=f"it is one product with {', '.join(s for s in pack.sites if s != site)}",
+                remedy="adapt the model, which packs what still shares its input: model.adapt(...)",
+            )
 
 
 def _brought(site: Site, edit: Edit, chain: Chain) -> Graft:

@@ -111,6 +111,8 @@ def sites(tree: Chain, prefix: str = "") -> Iterator[Found]:
     for step in walk(tree.program):
         if isinstance(step, Site):
             name = origin(step.step)
+            if name is None and any(step.name in pack.sites for pack in tree.packs):
+                name = step.name
             module = None if name is None else tree.module_at(name)
             yield Found(prefix + step.name, step.step, module, tree)
             if isinstance(module, Chain) and name == step.name:
