@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from inarch.errors import InarchError
-from inarch.weights import WeightsHeader
+from inarch.weights import WeightsHeader, write_adapter
 from inarch_controlnet import layout
 
 # What diffusers' ControlNet repeats of the configuration of the model it copies.
@@ -179,17 +178,12 @@ def write(
     Raises:
         InarchError: IA453 where no configuration is known.
     """
-    metadata = {"format": "pt"}
-    if "base" in about:
-        metadata["inarch.base"] = about["base"]
-    if "fingerprint" in about:
-        metadata["inarch.base_fingerprint"] = about["fingerprint"]
     if file.is_lora:
         table, hint_table = layout.original_names(tensors), layout.original_hint_names(hints)
         named = {table[n]: t for n, t in tensors.items()}
         named |= {hint_table[n]: t for n, t in hints.items()}
         named[layout.LORA_MARK] = torch.zeros(0)
-        _save(named, folder / "control-lora.safetensors", metadata)
+        write_adapter(folder / "control-lora.safetensors", named, about)
         return
     settings = file.settings or {name: base[name] for name in _REPEATED if name in base}
     if not settings:
@@ -201,14 +195,8 @@ def write(
             remedy='base = inarch.load("path/to/checkpoint")',
         )
     named = {**tensors, **{f"{layout.HINT}{n}": t for n, t in hints.items()}}
-    _save(named, folder / "diffusion_pytorch_model.safetensors", metadata)
+    write_adapter(folder / "diffusion_pytorch_model.safetensors", named, about)
     text = {"_class_name": "ControlNetModel", **settings, **known}
     partial = folder / ".config.json.partial"
     partial.write_text(json.dumps(text, indent=2) + "\n")
     partial.replace(folder / "config.json")
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
-    partial.replace(path)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from inarch.errors import InarchError
+from inarch.weights import write_adapter
 
 
 def contrast(
@@ -46,8 +46,7 @@ def contrast(
     sides = [_mean(model, side, capture) for side in (positive, negative)]
     vectors = {address: sides[0][address] - sides[1][address] for address in sides[0]}
     if out is not None:
-        metadata = {"inarch.base_fingerprint": model.fingerprint()}
-        save_file({k: v.contiguous().cpu() for k, v in vectors.items()}, str(out), metadata)
+        write_adapter(Path(out), vectors, {"fingerprint": model.fingerprint()})
     return vectors
 
 

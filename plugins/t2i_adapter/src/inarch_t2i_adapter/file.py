@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from safetensors.torch import save_file
 from torch import Tensor
 
 from inarch.errors import InarchError
-from inarch.weights import WeightsHeader
+from inarch.weights import WeightsHeader, write_adapter
 from inarch_t2i_adapter.body import BodyConfig
 from inarch_t2i_adapter.layout import PREFIX, Layout, layout_of
 
@@ -67,19 +66,13 @@ def _from_shapes(weights: WeightsHeader, layout: Layout) -> dict[str, Any]:
 def write(
     folder: Path, tensors: Mapping[str, Tensor], config: BodyConfig, about: Mapping[str, str]
 ) -> None:
-    """Write diffusers' folder, both files whole or neither."""
-    metadata = {"format": "pt"}
-    if "base" in about:
-        metadata["inarch.base"] = about["base"]
-    if "fingerprint" in about:
-        metadata["inarch.base_fingerprint"] = about["fingerprint"]
-    name = "diffusion_pytorch_model.safetensors"
-    named = {f"{PREFIX}{n}": t.detach().contiguous().cpu() for n, t in tensors.items()}
-    save_file(named, folder / f".{name}.partial", metadata)
+    """Write diffusers' folder, each file whole or not at all."""
+    named = {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
+    write_adapter(folder / "diffusion_pytorch_model.safetensors", named, about)
     text = {"_class_name": "T2IAdapter", **msgspec.to_builtins(config)}
-    (folder / ".config.json.partial").write_text(json.dumps(text, indent=2) + "\n")
-    for file in (name, "config.json"):
-        (folder / f".{file}.partial").replace(folder / file)
+    partial = folder / ".config.json.partial"
+    partial.write_text(json.dumps(text, indent=2) + "\n")
+    partial.replace(folder / "config.json")
 
 
 def _no_adapter(weights: WeightsHeader, why: str) -> InarchError:
