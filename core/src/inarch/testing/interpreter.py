@@ -112,7 +112,7 @@ def joins(one: Any, other: Any, chain: Chain) -> bool:
         return False
     modules: list[Any] = [chain.module_at(term.step.name) for term in (one, other)]
     a, b = modules
-    known = type(a) is type(b) and hasattr(type(a), "joined")
+    known = type(a) is type(b) and hasattr(type(a), "joins")
     return known and a.joins is not None and bool(a.joins == b.joins)
 
 

@@ -78,7 +78,7 @@ def alike(step: Sum, modules: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
     for term in terms if len(terms) > 1 else ():
         if isinstance(term.step, Ref):
             module: Any = modules[term.step.name]
-            joins = module.joins if hasattr(type(module), "joined") else None
+            joins = module.joins if hasattr(type(module), "joins") else None
             if joins is not None and (signature := of_module(module)).plus:
                 key = (type(module), signature, joins)
                 groups.setdefault(key, []).append(term.step.name)
