@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import inarch
@@ -131,10 +132,66 @@ def test_an_option_outside_of_its_range_is_refused(
     assert caught.value.code == "IA401"
 
 
-def test_a_file_without_settings_has_alpha_equal_to_rank(
+def test_a_file_of_peft_without_its_settings_needs_to_be_told_alpha(
     llamas: tuple[Any, Any], saved: Path
 ) -> None:
     (saved / "adapter_config.json").unlink()
-    adapted = llamas[1].adapt(inarch.adapter("lora", weights=saved / "adapter_model.safetensors"))
-    edge = adapted.adapters["lora"].modules["model.layers.0.self_attn.q_proj"]
-    assert (edge.rank, edge.scaling) == (2, 1.0)
+    file = saved / "adapter_model.safetensors"
+    for place in (saved, file):
+        error = refusal(llamas[1], place)
+        assert (error.code, "alpha=2" in error.remedy) == ("IA429", True)
+    told = inarch.adapter("lora", weights=file, alpha=6)
+    edge = llamas[1].adapt(told).adapters["lora"].modules[FIRST.removeprefix("base_model.model.")]
+    assert (edge.rank, edge.scaling) == (2, 3.0)
+
+
+def test_alpha_is_not_told_of_a_file_that_records_it(
+    llamas: tuple[Any, Any], saved: Path, tmp_path: Path
+) -> None:
+    spec = inarch.adapter("lora", weights=saved, alpha=6)
+    kohya = inarch.adapter("lora", rank=2, format="kohya", name="flat")
+    folder = llamas[1].adapt(kohya).save_adapter("flat", tmp_path / "flat")
+    for one in (spec, inarch.adapter("lora", weights=folder, alpha=6)):
+        with pytest.raises(InarchError) as caught:
+            llamas[1].adapt(one)
+        assert (caught.value.code, "`alpha`" in caught.value.what) == ("IA401", True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rank": 2}, {"targets": ["attention.*"]}, {"use_dora": True, "dropout": 0.1}]
+)
+def test_an_option_of_training_beside_weights_is_refused_by_name(
+    llamas: tuple[Any, Any], saved: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InarchError) as caught:
+        llamas[1].adapt(inarch.adapter("lora", weights=saved, **options))
+    assert caught.value.code == "IA401"
+    assert all(f"`{option}`" in caught.value.remedy for option in options)
+
+
+@pytest.mark.parametrize("targets", [["no_such_layer"], "nothing.*", ["k_proj"]])
+def test_targets_that_are_not_the_file_s_layers_are_refused(
+    llamas: tuple[Any, Any], saved: Path, targets: Any
+) -> None:
+    change_settings(saved, target_modules=targets)
+    for part in ("lora_A", "lora_B"):
+        change_tensors(saved, lambda t, p=part: only(t, "q_proj", p))
+    error = refusal(llamas[1], saved)
+    assert (error.code, "q_proj" in error.where) == ("IA426", True)
+
+
+def test_targets_of_another_family_beside_the_file_s_are_taken_as_peft_takes_them(
+    llamas: tuple[Any, Any], saved: Path
+) -> None:
+    theirs, ours = llamas
+    file = saved / "adapter_config.json"
+    targets = json.loads(file.read_text())["target_modules"]
+    change_settings(saved, target_modules=[*targets, "query_key_value"])
+    ids = torch.tensor([[1, 5, 2, 8]])
+    expected = PeftModel.from_pretrained(theirs, saved)(ids).logits
+    torch.testing.assert_close(ours.adapt(inarch.adapter("lora", weights=saved))(ids), expected)
+
+
+def only(tensors: dict[str, Any], layer: str, part: str) -> None:
+    for key in [key for key in tensors if f".{part}." in key and f".{layer}." not in key]:
+        tensors.pop(key)

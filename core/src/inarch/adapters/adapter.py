@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -129,6 +129,9 @@ class Adapter(ABC):
     """
 
     Options: ClassVar[type[msgspec.Struct]]
+
+    for_training: ClassVar[Collection[str]] = ()
+    """Options for one that is yet to be trained: with a file they are refused, not ignored."""
 
     conversion: ClassVar[str] = ""
     """What makes a safetensors file of the pickles that its own formats may come as."""

@@ -86,6 +86,7 @@ def draft_of(spec: AdapterSpec, model: Model) -> Draft:
     header = None if path is None else _opened(path, adapter.conversion)
     if header is not None:
         _check_base(spec, header, model)
+        _check_options(spec, adapter, header)
     with blank():
         edits = tuple(adapter.edits(model.sites, header))
     edits = tuple(_expanded(edits, model.pristine))
@@ -201,6 +202,19 @@ def _options(plugin: type[Adapter], spec: AdapterSpec, kind: str) -> Any:
 def _check_base(spec: AdapterSpec, header: WeightsHeader, model: Model) -> None:
     if "inarch.base_fingerprint" in header.metadata:
         refuse_base(spec.name, str(header.path), header.metadata, model.fingerprint())
+
+
+def _check_options(spec: AdapterSpec, adapter: Adapter, header: WeightsHeader) -> None:
+    """Nothing that says how to train one is told of one that was trained."""
+    told = [option for option in spec.options if option in adapter.for_training]
+    if told:
+        raise InarchError(
+            "IA401",
+            f"`{told[0]}` is for an adapter that is yet to be trained",
+            where=f"{spec.where or f'adapter `{spec.name}`'}: {', '.join(told)}",
+            why=f"{header.path} holds what was trained, which it can't change",
+            remedy=f"leave {' and '.join(f'`{option}`' for option in told)} out, or the weights",
+        )
 
 
 def _expanded(edits: Iterable[Edit], trees: Mapping[str, Chain]) -> Iterator[Edit]:

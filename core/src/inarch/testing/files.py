@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import inarch
 from inarch.errors import InarchError
 from inarch.testing.bystander import Bystander
 from inarch.testing.subject import NAME, Subject, assert_close, moved, outputs, refusal, same_bits
@@ -128,6 +129,20 @@ class Files(Subject):
         wanted = [given] if isinstance(given, str) else list(given)
         error = refusal(lambda: self.fresh(base, targets=[*wanted, "no.such.site"]))
         assert "no.such.site" in str(error)
+        bystander.check()
+
+    def test_an_option_of_training_is_refused_beside_a_file(
+        self, quick: Model, tmp_path: Path
+    ) -> None:
+        folder = self.saved(quick, tmp_path)
+        adapter = self.fresh(quick).adapters[NAME].adapter
+        bystander = Bystander(quick)
+        for option in adapter.for_training:
+            told = {option: getattr(adapter.options, option)}
+            spec = inarch.adapter(self.adapter, name=NAME, weights=folder, **told)
+            error = refusal(lambda spec=spec: quick.adapt(spec))
+            assert error.code == "IA401"
+            assert f"`{option}`" in error.what
         bystander.check()
 
     def test_an_option_that_does_not_exist_is_refused(self, quick: Model) -> None:

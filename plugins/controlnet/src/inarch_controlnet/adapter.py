@@ -51,6 +51,7 @@ class ControlNet(Adapter):
 
     Options = Options
     options: Options
+    for_training = ("widths", "channels")
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)

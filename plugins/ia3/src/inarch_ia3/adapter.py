@@ -37,6 +37,7 @@ class IA3(Adapter):
 
     Options = Options
     options: Options
+    for_training = Options.__struct_fields__
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inarch.adapters import Adapter, AddedInput, Example, Request, SiteView, TargetSite
@@ -17,7 +16,7 @@ from inarch.errors import InarchError
 from inarch.nn.picture import pictures
 from inarch.tree import Edit, Identity, Parallel, Seq, Use
 from inarch.tree.address import compiled
-from inarch.weights import WeightsHeader
+from inarch.weights import WeightsHeader, write_adapter
 from inarch_ip_adapter.attention import LowRank, MaskedPictureAttention, PictureAttention
 from inarch_ip_adapter.picture import Encoder
 from inarch_ip_adapter.projection import PREFIX, Projection, projection, projection_of
@@ -64,6 +63,7 @@ class IPAdapter(Adapter):
 
     Options = Options
     options: Options
+    for_training = ("embedding", "tokens")
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)
@@ -259,18 +259,12 @@ class IPAdapter(Adapter):
                 where=str(folder),
                 remedy="adapt without `blocks` and save that",
             )
-        metadata = {"format": "pt"}
-        metadata |= {"inarch.base": about["base"]} if "base" in about else {}
-        if "fingerprint" in about:
-            metadata["inarch.base_fingerprint"] = about["fingerprint"]
         tensors = {
-            self.keys[f"{address}.{name}"]: parameter.detach().contiguous().cpu()
+            self.keys[f"{address}.{name}"]: parameter
             for address, edge in edges.items()
             for name, parameter in edge.named_parameters()
         }
-        partial = folder / ".ip_adapter.safetensors.partial"
-        save_file(tensors, partial, metadata)
-        partial.replace(folder / "ip_adapter.safetensors")
+        write_adapter(folder / "ip_adapter.safetensors", tensors, about)
 
 
 def _in_file_order(sites: SiteView, role: str) -> list[TargetSite]:

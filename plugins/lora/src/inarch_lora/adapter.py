@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from inarch_lora import writing
 from inarch_lora.edges import beside, reads_weight
 from inarch_lora.edges.twins import Twins
 from inarch_lora.fresh import fresh_terms
-from inarch_lora.options import Options
-from inarch_lora.reading import Reading, layers_without_term, read
+from inarch_lora.options import FROM_FILE, Options
+from inarch_lora.reading import Reading, layers_beyond, layers_without_term, read
 from inarch_lora.terms import Term
 
 
@@ -28,6 +29,7 @@ class LoRA(Adapter):
 
     Options = Options
     options: Options
+    for_training = frozenset(Options.__struct_fields__) - FROM_FILE
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)
@@ -39,7 +41,7 @@ class LoRA(Adapter):
             terms = tuple(fresh_terms(self.options, sites, form))
             reading = Reading(form, terms, writing.settings_of(self.options))
         else:
-            reading = read(weights, sites)
+            reading = read(weights, sites, self.options.alpha)
             _check_targets(reading, sites, str(weights.path))
         self.saved = writing.Saved.of(reading, sites, self.options.format)
         twins = Twins()
@@ -61,7 +63,20 @@ class LoRA(Adapter):
 
 
 def _check_targets(reading: Reading, sites: SiteView, where: str) -> None:
-    """What PEFT's settings target and the file must be the same layers."""
+    """What PEFT's settings target and the file must be the same layers.
+
+    Raises:
+        InarchError: IA426.
+    """
+    beyond = sorted(layers_beyond(reading.terms, sites, reading.settings))
+    if beyond:
+        raise InarchError(
+            "IA426",
+            f"the file has {len(beyond)} layers that its settings don't target",
+            where=f"{where}: {beyond[0]}",
+            why=f"target_modules is {json.dumps(reading.settings['target_modules'])}",
+            remedy="put the adapter_config.json beside it that it was saved with",
+        )
     absent = sorted(layers_without_term(reading.terms, sites, reading.settings))
     if absent:
         raise InarchError(

@@ -6,15 +6,18 @@ from typing import Any, Literal
 
 import msgspec
 
+FROM_FILE = frozenset(("alpha", "block_scales", "asks", "format"))
+
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """For an adapter that is to be trained; the last three are for one from a file too.
+    """For an adapter that is to be trained; those of `FROM_FILE` are for one from a file too.
 
     Attributes:
         targets: roles (`attention.*`) or address patterns.
         algorithm: `lora`, `loha` or `lokr`.
         rank: of the product.
-        alpha: the term is scaled by alpha / rank; None is the rank, so by 1.
+        alpha: the term is scaled by alpha / rank; None is the rank, so by 1. For one from a file
+            that records none.
         dropout: the share of the term's inputs dropped in training.
         rank_pattern: another rank for addresses that end so, as regular expressions.
         alpha_pattern: likewise another alpha.

@@ -38,11 +38,16 @@ class Reading:
     settings: Mapping[str, Any]
 
 
-def read(weights: WeightsHeader, sites: SiteView) -> Reading:
+def read(weights: WeightsHeader, sites: SiteView, alpha: float | None = None) -> Reading:
     """The terms of a file, in the order of its keys.
 
+    Args:
+        weights: the file.
+        sites: of the model.
+        alpha: what the user says it is, for a file that records none.
+
     Raises:
-        InarchError: IA423 to IA428.
+        InarchError: IA423 to IA429.
     """
     where = str(weights.path)
     peft_format.refuse_unsupported(weights.settings, where)
@@ -55,7 +60,9 @@ def read(weights: WeightsHeader, sites: SiteView) -> Reading:
         tree = sites.all[address].tree
         settings = weights.settings or metadata.get(tree) or metadata.get(_WHOLE_FILE, {})
         path = name.removeprefix(PREFIX).removeprefix(f"{tree}.")
-        terms.append(_term(address, path, name, keys, weights, settings))
+        if alpha is not None and (settings or "alpha" in keys):
+            raise _recorded(alpha, f"{where}: {keys.get('alpha', name)}")
+        terms.append(_term(address, path, name, keys, weights, settings, alpha))
     form: Format = "peft"
     if not weights.settings:
         flat = any("." not in name for name, _ in found.values())
@@ -161,8 +168,9 @@ def _term(
     keys: Mapping[str, str],
     weights: WeightsHeader,
     settings: Mapping[str, Any],
+    alpha: float | None,
 ) -> Term:
-    """What a layer's keys mean, under PEFT's settings or with the alpha among them."""
+    """What a layer's keys mean, under PEFT's settings or with the alpha among them, or told."""
     algorithm = _algorithm(keys, name, weights)
     fills = {parameter: key for parameter, key in keys.items() if parameter not in _READ}
     shapes = {parameter: weights.shape(key) for parameter, key in fills.items()}
@@ -179,7 +187,7 @@ def _term(
         term = replace(term, decompose="lycoris")
     if settings:
         return _by_settings(term, path, weights, settings)
-    return replace(term, scaling=_by_alpha(term, keys, weights))
+    return replace(term, scaling=_by_alpha(term, keys, weights, alpha))
 
 
 def _algorithm(keys: Mapping[str, str], name: str, weights: WeightsHeader) -> Algorithm:
@@ -266,12 +274,36 @@ def _by_settings(
     )
 
 
-def _by_alpha(term: Term, keys: Mapping[str, str], weights: WeightsHeader) -> float:
-    """alpha / rank of a layer; a missing alpha, or one of 0, is the rank."""
+def _by_alpha(
+    term: Term, keys: Mapping[str, str], weights: WeightsHeader, told: float | None
+) -> float:
+    """alpha / rank of a layer; where none is in the file or told, or it is 0, it is the rank.
+
+    Raises:
+        InarchError: IA429 for a file of PEFT, which always keeps alpha beside it.
+    """
     alpha, scalar = _settle_alpha(keys, weights)
     if term.algorithm == "lokr" and term.rank == 0:
         return scalar  # both factors are whole, so there is no rank, and LyCORIS ignores alpha
-    return scalar * ((alpha or term.rank) / term.rank)
+    if told is None and "alpha" not in keys and term.key.startswith(PREFIX):
+        raise InarchError(
+            "IA429",
+            "the adapter_config.json of this adapter is missing",
+            where=str(weights.path),
+            why=f"PEFT keeps alpha there, and the term is scaled by alpha / {term.rank}",
+            remedy=f"pass the folder it was saved in, or say alpha={term.rank}, if that is it",
+        )
+    return scalar * ((alpha or told or term.rank) / term.rank)
+
+
+def _recorded(alpha: float, where: str) -> InarchError:
+    return InarchError(
+        "IA401",
+        "`alpha` is for a file that records none, and this one does",
+        where=where,
+        why=f"alpha={alpha:g} would be another than it was trained with",
+        remedy="leave `alpha` out; `scale` is how strongly it acts",
+    )
 
 
 def _settle_alpha(keys: Mapping[str, str], weights: WeightsHeader) -> tuple[float, float]:
@@ -297,3 +329,19 @@ def layers_without_term(
             continue
         if targeted(settings, path):
             yield address
+
+
+def layers_beyond(
+    terms: tuple[Term, ...], sites: SiteView, settings: Mapping[str, Any]
+) -> Iterator[str]:
+    """The layers that the file has something for and PEFT's settings don't target."""
+    if not settings.get("target_modules") or settings["target_modules"] == "all-linear":
+        return
+    for term in terms:
+        tree = sites.all[term.address].tree
+        names = (
+            term.address.removeprefix(f"{tree}.") if tree else term.address,
+            term.key.removeprefix(PREFIX),
+        )
+        if term.algorithm != "bias" and not any(targeted(settings, name) for name in names):
+            yield term.address

@@ -11,14 +11,13 @@ from typing import Any
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inarch.adapters import Adapter, Edge, SiteView
 from inarch.adapters.placement import FIRST, Placement, Split, shard
 from inarch.errors import InarchError
 from inarch.tree import Edit
-from inarch.weights import WeightsHeader
+from inarch.weights import WeightsHeader, write_adapter
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -66,6 +65,7 @@ class Steering(Adapter):
 
     Options = Options
     options: Options
+    for_training = Options.__struct_fields__
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         if weights is None:
@@ -88,17 +88,8 @@ class Steering(Adapter):
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save one file, `steering.safetensors`: each vector under its site's address."""
-        metadata = {f"inarch.{k}": v for k, v in about.items() if k == "base"}
-        if "fingerprint" in about:
-            metadata["inarch.base_fingerprint"] = about["fingerprint"]
-        tensors = {
-            address: edge.vector.detach().contiguous().cpu()
-            for address, edge in edges.items()
-            if isinstance(edge, SteeringVector)
-        }
-        partial = folder / ".steering.safetensors.partial"
-        save_file(tensors, partial, metadata)
-        partial.replace(folder / "steering.safetensors")
+        tensors = {a: edge.vector for a, edge in edges.items() if isinstance(edge, SteeringVector)}
+        write_adapter(folder / "steering.safetensors", tensors, about)
 
 
 def _widths(sites: SiteView) -> dict[str, int]:

@@ -66,6 +66,7 @@ class T2IAdapter(Adapter):
     conversion = (
         'safetensors.torch.save_file(torch.load(PATH, weights_only=True), "it.safetensors")'
     )
+    for_training = ("kind", "channels", "layers", "downscale")
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)

@@ -85,6 +85,7 @@ class TextualInversion(Adapter):
 
     Options = Options
     options: Options
+    for_training = ("vectors", "initial")
     conversion = (
         'safetensors.torch.save_file({"emb_params": torch.load(PATH, weights_only=True)'
         '["string_to_param"]["*"].detach().clone()}, "word.safetensors") for a file of the web '
