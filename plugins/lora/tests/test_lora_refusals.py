@@ -139,7 +139,7 @@ def test_a_file_of_peft_without_its_settings_needs_to_be_told_alpha(
     file = saved / "adapter_model.safetensors"
     for place in (saved, file):
         error = refusal(llamas[1], place)
-        assert (error.code, "alpha=2" in error.remedy) == ("IA429", True)
+        assert (error.code, "alpha=2" in error.remedy) == ("IA436", True)
     told = inarch.adapter("lora", weights=file, alpha=6)
     edge = llamas[1].adapt(told).adapters["lora"].modules[FIRST.removeprefix("base_model.model.")]
     assert (edge.rank, edge.scaling) == (2, 3.0)

@@ -47,7 +47,7 @@ def read(weights: WeightsHeader, sites: SiteView, alpha: float | None = None) ->
         alpha: what the user says it is, for a file that records none.
 
     Raises:
-        InarchError: IA423 to IA429.
+        InarchError: IA423 to IA428, IA436.
     """
     where = str(weights.path)
     peft_format.refuse_unsupported(weights.settings, where)
@@ -280,14 +280,14 @@ def _by_alpha(
     """alpha / rank of a layer; where none is in the file or told, or it is 0, it is the rank.
 
     Raises:
-        InarchError: IA429 for a file of PEFT, which always keeps alpha beside it.
+        InarchError: IA436 for a file of PEFT, which always keeps alpha beside it.
     """
     alpha, scalar = _settle_alpha(keys, weights)
     if term.algorithm == "lokr" and term.rank == 0:
         return scalar  # both factors are whole, so there is no rank, and LyCORIS ignores alpha
     if told is None and "alpha" not in keys and term.key.startswith(PREFIX):
         raise InarchError(
-            "IA429",
+            "IA436",
             "the adapter_config.json of this adapter is missing",
             where=str(weights.path),
             why=f"PEFT keeps alpha there, and the term is scaled by alpha / {term.rank}",
