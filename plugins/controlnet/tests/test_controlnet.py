@@ -100,14 +100,16 @@ def test_one_picture_serves_all_rows_and_several_are_repeated_for_guidance(make_
     assert raised.value.code == "IA505"
 
 
-def test_guess_mode_says_which_rows_are_the_prompts(make_pair: Make) -> None:
+def test_guess_mode_asks_which_rows_are_the_prompts(make_pair: Make) -> None:
     pair = make_pair("sd1")
-    model = pair.model.adapt(inarch.adapter("controlnet", name="canny", guess_mode=True))
-    image = {"canny_image": pair.image()}
-    guided = model.read_inputs(image, request_of(pair, batch=2, guided=True))
-    assert guided["canny_rows"].flatten().tolist() == [0, 0, 1, 1]
-    plain = model.read_inputs(image, request_of(pair, batch=2))
-    assert plain["canny_rows"].flatten().tolist() == [1, 1]
+    specs = [inarch.adapter("controlnet", name=n, guess_mode=True) for n in ("canny", "depth")]
+    model = pair.model.adapt(*specs)
+    assert {"canny_image", "depth_image", "prompted"} <= set(model.inputs)
+    read = model.read_inputs(
+        {"canny_image": pair.image(), "depth_image": pair.image(4)}, request_of(pair, batch=2)
+    )
+    assert read.keys() == {"canny_image", "depth_image"}
+    assert "prompted" not in pair.model.adapt(inarch.adapter("controlnet", name="canny")).inputs
 
 
 def test_it_rests_in_the_steps_diffusers_leaves_it_out(make_pair: Make) -> None:

@@ -41,7 +41,28 @@ def test_guess_mode_is_diffusers_on_the_prompts_half(each_pair: Pair, tmp_path: 
     rows = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
     expected = each_pair.theirs(([d * rows for d in down], middle * rows))
     model = each_pair.model.adapt(spec)
-    close(each_pair.ours(model, canny_image=image, canny_rows=rows), expected)
+    close(each_pair.ours(model, canny_image=image, prompted=(1, 2)), expected)
+    every = each_pair.theirs((down, middle))
+    close(each_pair.ours(model, canny_image=image, prompted=(2, 2)), every)
+    close(each_pair.ours(model, canny_image=image, prompted=(0, 2)), each_pair.theirs())
+
+
+def test_guess_mode_runs_the_copy_on_the_prompts_half_alone(
+    each_pair: Pair, tmp_path: Path
+) -> None:
+    controlnet(each_pair.unet, tmp_path)
+    seen: dict[str, set[int]] = {}
+    for mode in (False, True):
+        spec = inarch.adapter("controlnet", weights=tmp_path, name="canny", guess_mode=mode)
+        model = each_pair.model.adapt(spec)
+        [tower] = [m for at, m in model.adapters["canny"].modules.items() if at.endswith("control")]
+        rows = seen.setdefault(str(mode), set())
+        for name, module in tower.named_modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and "embedding" not in name:
+                module.register_forward_pre_hook(lambda _m, x, rows=rows: rows.add(len(x[0])))
+        asked = {"prompted": (1, 2)} if mode else {}
+        each_pair.ours(model, canny_image=each_pair.image(), **asked)
+    assert seen == {"False": {2}, "True": {1}}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +76,7 @@ def test_settings_beside_the_file_are_heeded(
     pair = make_pair("sd1")
     net, image = controlnet(pair.unet, tmp_path, **settings), pair.image()
     model = pair.model.adapt(inarch.adapter("controlnet", weights=tmp_path, name="canny"))
-    rows = {"canny_rows": torch.ones(2, 1, 1, 1)} if "global_pool_conditions" in settings else {}
+    rows = {"prompted": (2, 2)} if "global_pool_conditions" in settings else {}
     expected = pair.theirs(pair.control(net, image))
     close(pair.ours(model, canny_image=image, **rows), expected)
 

@@ -215,7 +215,7 @@ class Run:
         rows = self.scheduler.scale_model_input(rows, timestep)
         if beside is not None:
             rows = torch.cat([rows, beside], dim=1)
-        moving = self._moving(timestep, index, twice=twice)
+        moving = self._moving(timestep, index, twice=twice, rows=len(rows))
         given = {n: v for n, v in moving.items() if n in tree.form.needs}
         found = tree(rows, **constants, **given)
         if not tree.form.exports:
@@ -223,15 +223,20 @@ class Run:
         noise, *values = found
         return noise, dict(zip(tree.form.exports, values, strict=True))
 
-    def _moving(self, timestep: Tensor, index: int, *, twice: bool = False) -> dict[str, Any]:
+    def _moving(
+        self, timestep: Tensor, index: int, *, twice: bool = False, rows: int = 1
+    ) -> dict[str, Any]:
         """What changes from step to step, for steps that ask for it.
 
-        `halves` is 2 where the first half of the rows is for no prompt, else 1.
+        `halves` is 2 where the first half of the rows is for no prompt, else 1. `prompted` is how
+        many of the rows, the last ones, are for a prompt, and how many there are.
         """
+        wanted = rows // 2 if twice else 0 if self.guided else rows
         device, count = self.latents.device, len(self.timesteps)
         return {
             "timestep": timestep,
             "halves": 2 if twice else 1,
+            "prompted": (wanted, rows),
             "step": torch.tensor(index, device=device),
             "progress": torch.tensor(index / count, device=device),
         }

@@ -67,10 +67,9 @@ class ControlNet(Adapter):
         return f"{self.name}_image"
 
     @property
-    def rows(self) -> str | None:
-        """The input that says which rows are for the prompt, where that matters."""
-        partial = self.options.guess_mode or self.file.pooled
-        return f"{self.name}_rows" if partial else None
+    def prompted(self) -> bool:
+        """Whether it acts on the rows for a prompt alone."""
+        return self.options.guess_mode or self.file.pooled
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         encoder = Encoder.of(sites)
@@ -84,7 +83,8 @@ class ControlNet(Adapter):
             channels=file.latent_channels,
             factors=self._factors(len(encoder.skips) + 1),
             pooled=file.pooled,
-            rows=self.rows,
+            prompted=self.prompted,
+            sites=sites,
         )
         tower = self._low_rank(tower, sites, encoder)
         self.own = OwnTree(tower, encoder.roles(sites))
@@ -127,14 +127,14 @@ class ControlNet(Adapter):
             copies = {n: encoder.address(n) for n in parameters if n in own}
         if encoder is not None:
             reads = tuple(encoder.address(part) for part in encoder.parts)
-        inputs = [f"{self.name}_image"] if encoder is None else [self.rows] if self.rows else []
+        asked = (self.picture,) if encoder is None else ("prompted",) if self.prompted else ()
         return Edit(
             address=self.tree,
             kind="provide",
             adapter=self.name,
             names=names,
             step=step,
-            inputs=tuple(inputs),
+            inputs=asked,
             reads=reads,
             fills=self.file.fills(parameters, hint=label == "hint"),
             copies=copies,
@@ -150,13 +150,9 @@ class ControlNet(Adapter):
         return (AddedInput(self.picture, f"[batch, {self.channels}, height, width] in 0..1"),)
 
     def read_input(self, added: AddedInput, value: Any, request: Request) -> Mapping[str, Any]:
-        image = rows_of_pictures(value, request, channels=self.channels, name=added.name)
-        values: dict[str, Any] = {added.name: image}
-        if self.rows:
-            rows = torch.ones(request.batch * (1 + request.guided), 1, 1, 1)
-            rows[: request.batch * request.guided] = 0.0
-            values[self.rows] = rows.to(request.device, request.dtype)
-        return values
+        return {
+            added.name: rows_of_pictures(value, request, channels=self.channels, name=added.name)
+        }
 
     def acts(self, start: float, end: float) -> bool:
         return not (start < self.options.start or end > self.options.end)
@@ -170,10 +166,7 @@ class ControlNet(Adapter):
         like: dict[str, Any] = {"device": latents.device, "dtype": latents.dtype}
         size = [1, self.channels, height << self.halvings, width << self.halvings]
         waves = torch.arange(math.prod(size), device="cpu").mul(0.37).sin().abs()
-        found = {self.picture: waves.reshape(size).to(**like)}
-        if self.rows:
-            found[self.rows] = torch.ones(batch, 1, 1, 1, **like)
-        return found
+        return {self.picture: waves.reshape(size).to(**like), "prompted": (batch, batch)}
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save as diffusers does, a Control-LoRA as one file; see `inarch_controlnet.file`."""

@@ -82,6 +82,27 @@ def reversed_channels(x: Tensor) -> Tensor:
     return x.flip(1)
 
 
+def last_rows(x: Tensor, prompted: tuple[int, int]) -> Tensor:
+    """The rows that are for a prompt, which come last; one row that serves all stays.
+
+    Args:
+        x: [batch, ...].
+        prompted: how many of the rows are for a prompt, and how many there are. Where none is, one
+            runs all the same, since no layer takes an empty batch; `among_zeros` leaves it out.
+    """
+    wanted, every = prompted
+    return x[every - max(wanted, 1) :] if len(x) == every else x
+
+
+def among_zeros(x: Tensor, prompted: tuple[int, int]) -> Tensor:
+    """The rows that `last_rows` left, after zeros for the others: [batch, ...]."""
+    wanted, every = prompted
+    if wanted == every:
+        return x
+    zeros = x.new_zeros(every - wanted, *x.shape[1:])
+    return torch.cat((zeros, x)) if wanted else zeros
+
+
 def first_channels(x: Tensor, *, count: int = 4) -> Tensor:
     """The noisy latents alone, of an input that also holds a mask and a masked picture."""
     return x[:, :count]

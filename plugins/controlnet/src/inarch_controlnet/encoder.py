@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,10 +10,10 @@ from torch import nn
 
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
-from inarch.tree import Chain, Edit, Parallel, Product, Seq, Use
+from inarch.tree import Chain, Edit, Identity, Parallel, Seq, Use
 from inarch.tree.excerpt import excerpt
 from inarch.tree.steps import Ref, Step, walk
-from inarch_controlnet.edges import ZeroConv, first_channels
+from inarch_controlnet.edges import ZeroConv, among_zeros, first_channels, last_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,8 @@ class Encoder:
         channels: int | None,
         factors: Sequence[float],
         pooled: bool,
-        rows: str | None,
+        prompted: bool,
+        sites: SiteView,
     ) -> Chain:
         """The encoder's structure, which takes `NAME_hint` in and leaves a value for each skip.
 
@@ -114,7 +115,8 @@ class Encoder:
             channels: of the latents it reads, where these are fewer than the model's.
             factors: of the scale, for each skip and for the middle.
             pooled: whether only means over pixels come out.
-            rows: a name of what each row is multiplied by, or None.
+            prompted: whether it runs on the rows for a prompt alone, and gives zeros for others.
+            sites: of the model.
         """
         ends = [*self.skips, Skip("", "", self.bottom)]
         steps: list[Step] = []
@@ -122,15 +124,40 @@ class Encoder:
             label = f"controlnet_down_blocks.{i}" if end.name else "controlnet_mid_block"
             zero = (label, ZeroConv(end.width, factor, pooled=pooled))
             step: Step = Seq(Use(end.name), zero) if end.name else Seq(zero)
-            steps.append((f"{name}_{i}", Product(step, Use(rows)) if rows else step))
+            steps.append((f"{name}_{i}", Seq(step, _told(among_zeros)) if prompted else step))
         tower = excerpt(self.chain, self.middle, Parallel(*steps))
-        edits = [Edit.add(self.entry, Use(f"{name}_hint"), name)]
+        hint, entering = list[Step]([Use(f"{name}_hint")]), list[Step]()
+        edits: list[Edit] = []
+        if prompted:
+            hint.append(_told(last_rows))
+            entering.append(_told(last_rows))
+            edits += self._narrowed(tower, sites, name)
         entry = tower.module_at(self.entry)
         if channels is not None and isinstance(entry, nn.Conv2d) and channels < entry.in_channels:
             entry.in_channels = channels
             entry.weight = nn.Parameter(entry.weight[:, :channels], requires_grad=False)
-            edits.append(Edit.before(self.entry, partial(first_channels, count=channels), name))
+            entering.append(partial(first_channels, count=channels))
+        edits.append(Edit.add(self.entry, Seq(*hint), name))
+        if entering:
+            edits.append(Edit.before(self.entry, Seq(*entering), name))
         return tower.edit(edits)
+
+    def _narrowed(self, tower: Chain, sites: SiteView, name: str) -> list[Edit]:
+        """What lets the copy see the rows for a prompt alone of the time and of the text."""
+        prefix = f"{self.tree}." if self.tree else ""
+        edits: list[Edit] = []
+        for role in ("time", "cross_attention.key", "cross_attention.value"):
+            edit = Edit.after if role == "time" else Edit.before
+            for site in sites.find([role]):
+                address = site.address.removeprefix(prefix)
+                if address in tower.form.index or role == "time":
+                    edits.append(edit(address, _told(last_rows), name))
+        return edits
+
+
+def _told(function: Callable[..., object]) -> Step:
+    """A function of what flows and of which rows are for a prompt."""
+    return Seq(Parallel(Identity(), Use("prompted")), function)  # type: ignore[arg-type]
 
 
 def _no_encoder(why: str) -> InarchError:
