@@ -117,3 +117,52 @@ def test_a_scene_of_four_is_diffusers_and_every_order_gives_one_image(tmp_path: 
         assert torch.equal(our_latents(other, **inputs), result)
     dropped = first.without("canny", "depth", "style", "drawn")
     assert torch.equal(our_latents(dropped), our_latents(model))
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_faceid_plus_reads_the_face_as_a_picture_as_diffusers_users_do(
+    tmp_path: Path, shortcut: bool
+) -> None:
+    pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    images = pytest.importorskip("PIL.Image")
+    theirs = pipeline(saved(tmp_path / "model"))
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "projection_dim": 10, "image_size": 16}
+    config = transformers.CLIPVisionConfig(
+        **sizes, num_hidden_layers=3, num_attention_heads=2, patch_size=8
+    )
+    tower = transformers.CLIPVisionModelWithProjection(config)
+    randomised(tower, 3).save_pretrained(tmp_path / "image_encoder")
+    save_file(ip_adapter(theirs.unet, "faceid_plus", 4), tmp_path / "face.safetensors")
+    pixels = torch.randint(0, 256, (20, 20, 3), dtype=torch.uint8)
+    picture = images.fromarray(pixels.numpy())
+    seen = embedding("faceid_plus", batch=1)
+    theirs.load_ip_adapter(
+        str(tmp_path), "", "face.safetensors", image_encoder_folder="image_encoder"
+    )
+    theirs.set_ip_adapter_scale(0.7)
+    [patches] = theirs.prepare_ip_adapter_image_embeds([picture], None, "cpu", 1, True)
+    layer = theirs.unet.encoder_hid_proj.image_projection_layers[0]
+    layer.clip_embeds, layer.shortcut = patches, shortcut
+    expected = diffusers_latents(theirs, ip_adapter_image_embeds=[with_none(seen)])
+    spec = inarch.adapter(
+        "ip-adapter",
+        weights=tmp_path / "face.safetensors",
+        name="face",
+        scale=0.7,
+        shortcut=shortcut,
+        image_encoder=str(tmp_path / "image_encoder"),
+    )
+    model = inarch.load(tmp_path / "model").adapt(spec)
+    close(our_latents(model, face_embedding=seen, face_image=picture), expected)
+    two = model.text_to_image(
+        [PROMPT, PROMPT],
+        guidance=1.0,
+        steps=2,
+        seed=[1, 2],
+        output="latents",
+        face_embedding=seen,
+        face_image=picture,
+        **SIZE,
+    )
+    assert not torch.equal(two[0], two[1])

@@ -65,6 +65,52 @@ def test_multidiffusion_equals_diffusers(folder: Path, circular: bool, guidance:
     assert not torch.allclose(got, base.text_to_image(PROMPT, **settings), atol=1e-3)
 
 
+def test_an_ip_adapter_beside_it_equals_diffusers(folder: Path, tmp_path: Path) -> None:
+    base = inarch.load(folder)
+    fresh = base.adapt(inarch.adapter("ip-adapter", name="style", embedding=10))
+    generator = torch.Generator().manual_seed(5)
+    for parameter in fresh.adapter_parameters("style").values():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 4
+    fresh.save_adapter("style", tmp_path)
+    seen = torch.randn(1, 1, 10, generator=generator)
+    noise = torch.randn(1, 4, 64, 80, generator=torch.Generator().manual_seed(3))
+    pipe = theirs(folder)
+    factor = pipe.vae_scale_factor
+    pipe.get_views = lambda *_args, **_options: [(0, 64, at, at + 64) for at in (0, 8, 16)]
+    pipe.load_ip_adapter(str(tmp_path), "", "ip_adapter.safetensors", image_encoder_folder=None)
+    pipe.set_ip_adapter_scale(0.7)
+    size = {"height": 64 * factor, "width": 80 * factor}
+    expected = pipe(
+        PROMPT,
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        latents=noise,
+        ip_adapter_image_embeds=[torch.cat([torch.zeros_like(seen), seen])],
+        output_type="latent",
+        **size,
+    ).images
+    specs = [
+        inarch.adapter("multidiffusion", window=64, stride=8),
+        inarch.adapter("ip-adapter", name="style", weights=tmp_path, scale=0.7),
+    ]
+    settings = {"steps": 2, "guidance": 5.0, "latents": noise, "output": "latents", **size}
+    one, two = (
+        base.adapt(*order).text_to_image(PROMPT, scheduler="ddim", style_embedding=seen, **settings)
+        for order in (specs, specs[::-1])
+    )
+    assert torch.equal(one, two)
+    spread = float(expected.abs().max())
+    torch.testing.assert_close(one / spread, expected / spread, atol=1e-4, rtol=0)
+
+
+def test_masks_of_the_whole_picture_are_refused_beside_it(folder: Path) -> None:
+    masked = inarch.adapter("ip-adapter", name="style", embedding=10, masked=True)
+    with pytest.raises(InarchError) as caught:
+        inarch.load(folder).adapt("multidiffusion", masked)
+    assert caught.value.code == "IA413"
+    assert "places of the whole picture" in caught.value.what
+
+
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 21), (5, 30), (19, 17)])
 @pytest.mark.parametrize("circular", [False, True])
 def test_windows_cover_everything_and_join_to_what_they_were(

@@ -177,10 +177,10 @@ class IPAdapter(Adapter):
         patches = "patches, " if c.of_patches else ""
         shape = f"[batch, pictures, {patches}{c.embedding}]"
         found = [AddedInput(f"{name}_embedding", shape)]
-        if self.options.image_encoder is not None:
-            found = [AddedInput(f"{name}_image", "[pictures, 3, height, width] in 0..1")]
-        if c.kind == "faceid_plus":
+        if c.patches:  # of the face beside its embedding
             found.append(AddedInput(f"{name}_patches", f"[batch, pictures, patches, {c.patches}]"))
+        if self.options.image_encoder is not None:
+            found[-1] = AddedInput(f"{name}_image", "[pictures, 3, height, width] in 0..1")
         if self.options.masked:
             found.append(AddedInput(f"{name}_mask", "[pictures, 1, height, width] in 0..1"))
         return found
@@ -194,8 +194,10 @@ class IPAdapter(Adapter):
         if added.name == f"{self.name}_image":
             wanted, unwanted = self.encoder.embeddings(value, self.projection, request.device)
             rows = torch.cat([unwanted, wanted]) if request.guided else wanted
-            repeated = rows.repeat_interleave(request.batch, dim=0) if request.guided else rows
-            return {f"{self.name}_embedding": repeated.to(*where)}
+            several = request.guided or self.projection.patches
+            repeated = rows.repeat_interleave(request.batch, dim=0) if several else rows
+            part = "patches" if self.projection.patches else "embedding"
+            return {f"{self.name}_{part}": repeated.to(*where)}
         return {added.name: self._given(added, value, request).to(*where)}
 
     def _given(self, added: AddedInput, value: Any, request: Request) -> Tensor:
@@ -212,7 +214,7 @@ class IPAdapter(Adapter):
                 why=f"it is {shape}, and {added.shape} is needed",
                 remedy="pass what the encoder of this IP-Adapter gives",
             )
-        if not request.guided or len(value) == 2 * request.batch:
+        if request.guided and len(value) == 2 * request.batch:
             return value
         if len(value) not in (1, request.batch):
             raise InarchError(
@@ -221,7 +223,11 @@ class IPAdapter(Adapter):
                 where=added.name,
                 remedy="pass one row, one for each result, or as many again for no prompt before",
             )
+        if not request.guided and not c.patches:
+            return value
         rows = value.expand(request.batch, *value.shape[1:])
+        if not request.guided:
+            return rows
         return torch.cat([torch.zeros_like(rows), rows])
 
     def acts(self, start: float, end: float) -> bool:

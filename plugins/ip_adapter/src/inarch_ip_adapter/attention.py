@@ -40,10 +40,14 @@ class PictureAttention(Edge):
         """Its layers begin by themselves."""
 
     def attended(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """[batch, heads, queries, head_dim] and [batch, tokens, context] to the queries' shape."""
+        """[batch, heads, queries, head_dim] and [rows, tokens, context] to the queries' shape.
+
+        There may be fewer rows of tokens than of queries: one that serves all, or one for each
+        picture whose windows are rows of the batch, one after another.
+        """
         heads = query.shape[1]
         key, value = (
-            projected.unflatten(-1, (heads, -1)).transpose(1, 2).expand(len(query), -1, -1, -1)
+            _for_each(projected.unflatten(-1, (heads, -1)).transpose(1, 2), len(query))
             for projected in (self.to_k_ip(tokens), self.to_v_ip(tokens))
         )
         return F.scaled_dot_product_attention(query, key, value)
@@ -75,6 +79,12 @@ class MaskedPictureAttention(PictureAttention):
         for i in range(tokens.shape[1]):
             total = total + self.attended(query, tokens[:, i]) * weights[i]
         return self.scaled(total)
+
+
+def _for_each(x: Tensor, rows: int) -> Tensor:
+    if len(x) in (1, rows):
+        return x.expand(rows, -1, -1, -1)
+    return x.repeat_interleave(rows // len(x), dim=0)
 
 
 def over_queries(areas: Tensor, queries: int) -> Tensor:

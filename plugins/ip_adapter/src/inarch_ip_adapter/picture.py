@@ -43,20 +43,21 @@ class Encoder:
             InarchError: IA464 where the tower does not suit the adapter.
         """
         model = self.model(device)
-        if not hasattr(model, "embed_image") or c.kind.startswith("faceid"):
+        if not hasattr(model, "embed_image") or c.kind == "faceid":
             raise self._unsuited("the adapter reads faces" if hasattr(model, "embed_image") else "")
+        width = c.patches or c.embedding
         several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         if isinstance(value, Tensor) and value.dim() == 4:
             value, several = list(value), True
         pixels = model.pixels(list(value) if several else value)
-        if c.of_patches:
+        if c.of_patches or c.patches:
             found, none = (model.image_states(p) for p in (pixels, torch.zeros_like(pixels)))
         else:
             with torch.no_grad():
                 found = model.vision_tree(pixels)[1]
             none = torch.zeros_like(found)
-        if found.shape[-1] != c.embedding:
-            raise self._unsuited(f"it gives {found.shape[-1]} numbers, {c.embedding} are needed")
+        if found.shape[-1] != width:
+            raise self._unsuited(f"it gives {found.shape[-1]} numbers, {width} are needed")
         return found[None].clone(), none[None].clone()
 
     def _unsuited(self, why: str) -> InarchError:
