@@ -154,6 +154,24 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     adapter: list[_Entry] = []
 
 
+class _ToldAdapter(msgspec.Struct):
+    """What a picture holds of one adapter; more than is needed here."""
+
+    use: str
+    name: str
+    weights: str | None = None
+    scale: float = 1.0
+    after: list[str] = []
+    before: list[str] = []
+    options: dict[str, Any] = {}
+    adapters: list[_ToldAdapter] = []
+
+
+class _Told(msgspec.Struct):
+    model: str
+    adapter: list[_ToldAdapter] = []
+
+
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     model: str | None = None
     adapter: list[_Entry] = []
@@ -177,6 +195,53 @@ def load_stack(path: str | Path) -> Stack:
     specs = [_spec(entry, path, f"adapter[{i}]") for i, entry in enumerate(file.adapter)]
     beside = path.parent / (file.model or "")
     return Stack(specs, str(beside) if file.model and beside.exists() else file.model)
+
+
+def stack_of_picture(path: str | Path) -> Stack:
+    """The stack in the picture that `inarch run` made with it.
+
+    Raises:
+        InarchError: IA404 for a file that can't be read, IA405 for one that holds no stack, IA509
+            without Pillow.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise InarchError(
+            "IA509", "reading pictures needs Pillow", where=str(path), remedy="pip install pillow"
+        ) from None
+    try:
+        with Image.open(path) as file:
+            text = file.info.get("inarch", "{}")
+        told = msgspec.json.decode(text, type=_Told)
+    except OSError as error:
+        why = error.strerror or str(error)
+        what = f"`{Path(path).name}` can't be read"
+        raise InarchError(
+            "IA404", what, where=str(path), why=why, remedy="check the path"
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise InarchError(
+            "IA405",
+            f"`{Path(path).name}` does not hold the stack that made it",
+            where=str(path),
+            why=str(error),
+            remedy="pass a PNG that `inarch run ... --out` wrote, as it wrote it",
+        ) from None
+    return Stack([_again(one, str(path)) for one in told.adapter], told.model)
+
+
+def _again(told: _ToldAdapter, where: str) -> AdapterSpec:
+    spec = adapter(
+        told.use,
+        weights=told.weights,
+        name=told.name,
+        scale=told.scale,
+        after=told.after,
+        before=told.before,
+        adapters=[_again(one, where) for one in told.adapters],
+    )
+    return replace(spec, options=told.options, where=where)
 
 
 def _spec(entry: _Entry, path: Path, place: str) -> AdapterSpec:

@@ -115,6 +115,52 @@ def test_a_grid_has_a_column_for_each_seed_and_a_row_for_each_scale(
     assert recorded(out)["settings"]["seeds"] == [4, 5, 6]
 
 
+def test_a_picture_is_a_stack_of_its_own_and_is_made_again_without_any_other_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    weights = {
+        f"{at}.lora_A.weight": torch.randn(2, 16) * 3,
+        f"{at}.lora_B.weight": torch.randn(16, 2) * 3,
+    }
+    save_file(weights, tmp_path / "style.safetensors")
+    scene = tmp_path / "scene.toml"
+    table = (
+        '[[adapter]]\nuse = "lora"\nname = "style"\nweights = "style.safetensors"\nscale = 2.0\n'
+    )
+    scene.write_text(f'model = "{folder}"\n\n{table}')
+    grid, again, one = (tmp_path / f"{name}.png" for name in ("grid", "again", "one"))
+    asked = ("--prompt", "a boat", *FAST, "--seeds", "4,5", "--scales", "style=1,8")
+    assert run(scene, *asked, "--out", grid) == 0
+    assert run(scene, "--prompt", "a boat", *FAST, "--seed", 4, "--out", one) == 0
+    scene.unlink()
+    capsys.readouterr()
+    for picture in (grid, one):
+        assert run(picture, "--out", again) == 0
+        assert pixels(again) == pixels(picture)
+    assert "note" not in capsys.readouterr().err
+    assert run(one, "--steps", 3, "--seed", 9, "--out", again) == 0
+    assert pixels(again) != pixels(one)
+    assert recorded(again)["settings"]["prompt"] == "a boat"
+    save_file({key: tensor + 1 for key, tensor in weights.items()}, tmp_path / "style.safetensors")
+    assert run(one, "--out", again) == 0
+    assert "another than the picture was made with" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", str(one)])
+    assert not stop.value.code
+
+
+def test_a_picture_that_holds_no_stack_is_none(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    for command in ("plan", "tree"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, str(tmp_path / "plain.png")])
+        assert stop.value.code
+        assert "IA405" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["check", "plan", "tree"])
 def test_a_scene_is_looked_at_before_it_runs(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

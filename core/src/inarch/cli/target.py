@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from inarch.errors import InarchError
 from inarch.plugins import index
-from inarch.stack import AdapterSpec, adapter, load_stack
+from inarch.stack import AdapterSpec, adapter, load_stack, stack_of_picture
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
@@ -20,7 +20,8 @@ def opened(
     """The base and the adapted model of a checkpoint, or of a stack file, with `extra` adapters.
 
     Args:
-        name: what `inarch.load` takes, a stack file, or a plan that `inarch plan -o` wrote.
+        name: what `inarch.load` takes, a stack file, a plan that `inarch plan -o` wrote, or a PNG
+            that `inarch run` wrote.
         extra: `pirate`, or with a scale `pirate=0.5`.
         device: as torch names it.
         dtype: of the weights.
@@ -45,15 +46,15 @@ def opened(
 
 
 def wanted(name: str, extra: Iterable[str] = ()) -> tuple[str, list[AdapterSpec]]:
-    """What to load and what to adapt it with, for a checkpoint or a stack file.
+    """What to load and what to adapt it with, for a checkpoint, a stack file, or a picture.
 
     Raises:
         InarchError: IA703 for a stack that names no model or an id that has no weights.
     """
     specs: list[AdapterSpec] = []
     source = name
-    if name.endswith(".toml"):
-        stack = load_stack(name)
+    if name.endswith((".toml", ".png")):
+        stack = stack_of_picture(name) if name.endswith(".png") else load_stack(name)
         specs += stack.specs
         if stack.model is None:
             raise InarchError(

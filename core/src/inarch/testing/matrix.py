@@ -166,7 +166,8 @@ def combination(base: Model, specs: Sequence[AdapterSpec]) -> Combination:
             why=(problem.why or problem.what).splitlines()[0],
             cure=problem.remedy,
         )
-    expected = run(first)
+    run(first)  # which takes gradients, and adds terms one by one
+    expected = run(first, backward=False)
     for order in orders[1:]:
         other = attempt(base, order)
         assert not isinstance(other, InarchError), f"{names}: one order of writing is refused"

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 @click.option(
     "--input", "given", metavar="NAME=VALUE", multiple=True, help="Of an adapter: a file or number."
 )
-@click.option("--again", type=click.Path(path_type=Path), help="Make the image of this PNG again.")
+@click.option(
+    "--again", type=click.Path(path_type=Path), help="Make the image of this PNG again, with MODEL."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The image's file; a PNG says how.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", help="Such as float16; the file's own by default.")
@@ -61,26 +63,34 @@ def run(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Make an image with a MODEL (a folder or file) or a stack file.
+    """Make an image with a MODEL (a folder or file), a stack file, or a PNG that was made so.
+
+    A PNG holds the stack and the settings that made it, which options change.
 
     \b
     inarch run sdxl/ --prompt "a lighthouse in a storm" --out lighthouse.png
     inarch run scene.toml --prompt "a boat" --input canny_image=edges.png --out boat.png
     inarch run scene.toml --prompt "a boat" --seeds 1-4 --scales style=0,0.5,1 --out grid.png
+    inarch run boat.png --steps 50 --out finer.png
     """
-    from inarch.cli.target import opened
+    from inarch.cli.target import opened, wanted
 
+    again = Path(model) if again is None and model.endswith(".png") else again
     if again is None and (settings["prompt"] is None or out is None):
         raise click.UsageError("Give --prompt and --out, or --again with an image.")
-    told = {} if again is None else record.recorded(again)["settings"]
+    recorded = {} if again is None else record.recorded(again)
+    told = recorded.get("settings", {})
     chosen = {**told, **{name: value for name, value in settings.items() if value is not None}}
     chosen |= {"inputs": {**told.get("inputs", {}), **dict(map(_pair, given))}}
-    columns = _seeds(seed, seeds, told.get("seed"))
+    columns = _seeds(seed, seeds, told.get("seeds", told.get("seed")))
     out = out or Path(f"{again.stem}-again.png" if again is not None else "image.png")
     started = time.perf_counter()
     _, adapted = opened(model, extra, device=device, dtype=dtype)
+    output = Output(as_json, "run")
+    for fact in record.changed(recorded, adapted):
+        output.note(f"note: {fact}")
     loaded = time.perf_counter()
-    name, rows = _scales(scales, adapted)
+    name, rows = _scales(scales, told.get("scales") or {}, adapted)
     images: list[Image] = []
     made: list[Any] = []
     for scale in rows:
@@ -90,7 +100,7 @@ def run(
     about = {**chosen, "seed": columns[0]}
     if len(images) > 1:
         about |= {"seeds": columns, "scales": {name: rows} if name is not None else {}}
-    told = record.record(adapted, model, _task(chosen), about)
+    told = record.record(adapted, wanted(model)[0], _task(chosen), about)
     record.save(grid(images, len(columns)), out, told)
     seconds = {"load": loaded - started, "sample": time.perf_counter() - loaded}
     if not as_json:
@@ -105,7 +115,7 @@ def run(
         "seconds": seconds | {"per_step": seconds["sample"] / len(made)},
         "settings": json.loads(json.dumps(about, default=str)),
     }
-    Output(True, "run").envelope(data)
+    output.envelope(data)
 
 
 def _task(chosen: Mapping[str, Any]) -> str:
@@ -146,12 +156,15 @@ def _read(value: Any) -> Any:
 
 
 def _seeds(seed: int | None, seeds: str | None, told: Any) -> list[int]:
-    """The seeds asked for; one that is drawn where none is."""
+    """The seeds asked for, or those of the image that is made again; else one that is drawn."""
+    if seeds is None and seed is not None:
+        return [seed]
+    if seeds is None and told is not None:
+        return list(told) if isinstance(told, list) else [told]
     if seeds is None:
         import torch
 
-        drawn = torch.Generator().seed() % 2**32 if seed is None and told is None else 0
-        return [seed if seed is not None else told if told is not None else drawn]
+        return [torch.Generator().seed() % 2**32]
     if seed is not None:
         raise click.UsageError("Give --seed or --seeds.")
     found: list[int] = []
@@ -166,9 +179,12 @@ def _seeds(seed: int | None, seeds: str | None, told: Any) -> list[int]:
     return found
 
 
-def _scales(text: str | None, model: StableDiffusion) -> tuple[str | None, list[float]]:
+def _scales(
+    text: str | None, told: Mapping[str, list[float]], model: StableDiffusion
+) -> tuple[str | None, list[float]]:
+    """An adapter and its scales: those asked for, or of the image that is made again."""
     if text is None:
-        return None, [1.0]
+        return next(((name, list(rows)) for name, rows in told.items()), (None, [1.0]))
     name, _, values = text.partition("=")
     model.adapters[name]
     try:

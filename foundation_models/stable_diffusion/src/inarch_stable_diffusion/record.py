@@ -15,6 +15,7 @@ from inarch.errors import InarchError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from inarch.adapters import Member
     from inarch_stable_diffusion.model import StableDiffusion
 
 KEY = "inarch"
@@ -31,22 +32,35 @@ def record(
         task: the method's name.
         settings: its parameters, as JSON can hold them.
     """
-    adapters = [
-        {**_without_empty(msgspec.to_builtins(m.spec)), "scale": m.scale} for m in model.adapters
-    ]
     return {
         "inarch": inarch.__version__,
-        "model": source,
+        "model": str(Path(source).resolve()) if Path(source).exists() else source,
         "fingerprint": model.fingerprint(),
-        "adapter": adapters,
+        "adapter": [_adapter(member) for member in model.adapters],
         "digest": model.digest,
         "task": task,
         "settings": dict(settings),
     }
 
 
-def _without_empty(spec: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in spec.items() if value not in (None, {}, "", [], ())}
+def _adapter(member: Member) -> dict[str, Any]:
+    """A member as it ran, with the adapters in the tree that it brings."""
+    told = msgspec.to_builtins(member.spec)
+    kept = {n: v for n, v in told.items() if n != "where" and v not in (None, {}, "", [], ())}
+    if member.spec.weights is not None:
+        kept["weights"] = str(Path(member.spec.weights).resolve())
+    inner = [] if member.inner is None else [_adapter(one) for one in member.inner.adapters]
+    return {**kept, "scale": member.scale, **({"adapters": inner} if inner else {})}
+
+
+def changed(told: Mapping[str, Any], model: StableDiffusion) -> list[str]:
+    """What of a record's model and stack is not as it was, one clause each."""
+    found: list[str] = []
+    if told.get("fingerprint", model.fingerprint()) != model.fingerprint():
+        found.append("the base has other weights than the picture was made with")
+    if told.get("digest", model.digest) != model.digest:
+        found.append("the stack is another than the picture was made with")
+    return found
 
 
 def save(image: Image, path: Path, told: Mapping[str, Any]) -> None:
