@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -55,7 +54,7 @@ class Output:
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Rows under headings: in columns, the last one wrapped to the terminal."""
-        width = shutil.get_terminal_size((80, 24)).columns
+        width = _columns()
         cells = [tuple(headings), *(tuple(row) for row in rows)]
         if sys.stdout.isatty():
             self._rich_table(cells)
@@ -71,7 +70,7 @@ class Output:
 
     def items(self, lines: Iterable[str]) -> None:
         """A list, each item wrapped to the terminal."""
-        width = shutil.get_terminal_size((80, 24)).columns
+        width = _columns()
         for line in lines:
             click.echo(
                 textwrap.fill(
@@ -116,6 +115,13 @@ class Output:
         path = getattr(getattr(error, "ctx", None), "command_path", "inarch")
         click.echo(f"error[IA701]: {error.format_message()}", err=True)
         click.echo(f"  = help: {path} --help", err=True)
+
+
+def _columns() -> int:
+    """The terminal's width."""
+    import shutil
+
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from inarch.errors import InarchError
 from inarch.plugins import Index
@@ -21,6 +19,9 @@ def model_named(name: str, listed: Index) -> ModelEntry:
         return listed.models[name]
     if name in listed.checkpoints:
         return listed.models[listed.checkpoints[name].model]
+    import json
+    from pathlib import Path
+
     for config in (Path(name) / "model_index.json", Path(name) / "config.json"):
         if config.is_file():
             told = json.loads(config.read_text("utf-8"))

@@ -7,13 +7,11 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from inarch.errors import InarchError
-from inarch.plugins import entry_points
 from inarch.plugins.manifest import (
     SCHEMA,
     AdapterEntry,
@@ -26,6 +24,11 @@ from inarch.plugins.manifest import (
     WeightsEntry,
     read_manifest,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from inarch.plugins import entry_points
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -101,7 +104,8 @@ def _cached_index(key: tuple[tuple[str, int], ...]) -> Index:
     path = _cache_file()
     folders = dict(key)
     try:
-        cached = msgspec.json.decode(path.read_bytes(), type=_Cached)
+        with open(path, "rb") as file:
+            cached = msgspec.json.decode(file.read(), type=_Cached)
         manifests = {f: m for f, m in cached.files.items() if f not in folders}
         # Two paths may share a name of the cache; the folders it was made of tell them apart.
         if cached.schema == SCHEMA and cached.files == {**folders, **_mtimes(manifests)}:
@@ -129,20 +133,20 @@ def _mtimes(paths: Iterable[str]) -> dict[str, int]:
     return times
 
 
-def _cache_file() -> Path:
+def _cache_file() -> str:
     base = os.environ.get("INARCH_CACHE_DIR")
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     place = zlib.crc32("\n".join([sys.prefix, *sys.path]).encode())
-    return Path(base or os.path.join(home, "inarch")) / f"index-{place:08x}.json"
+    return os.path.join(base or os.path.join(home, "inarch"), f"index-{place:08x}.json")
 
 
-def _store(path: Path, cached: _Cached) -> None:
+def _store(path: str, cached: _Cached) -> None:
     """Write the cache whole or not at all; a cache that can't be written costs time, no more."""
     import tempfile
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
         with os.fdopen(handle, "wb") as file:
             file.write(msgspec.json.encode(cached))
         os.replace(name, path)
@@ -152,6 +156,8 @@ def _store(path: Path, cached: _Cached) -> None:
 
 def _built() -> tuple[Index, list[str]]:
     """Read every manifest there is; what is wrong with one becomes a finding."""
+    from inarch.plugins import entry_points
+
     index = Index(objects={group: {} for group in entry_points.GROUPS})
     files: list[str] = []
     for distribution in entry_points.installed():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inarch.errors import InarchError
-from inarch.plugins.entry_points import distribution_file
 from inarch.plugins.index import index
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def load_object(group: str, name: str) -> Any:
@@ -46,6 +47,8 @@ def locate_checkpoint(name: str) -> Path:
     Raises:
         InarchError: IA308 for an unknown id, IA310 where its package is not installed.
     """
+    from inarch.plugins.entry_points import distribution_file
+
     entry = index().checkpoints.get(name)
     if entry is None:
         raise _unknown("checkpoint", name, list(index().checkpoints))
@@ -67,6 +70,8 @@ def locate_weights(name: str) -> Path:
     Raises:
         InarchError: IA308 for an unknown id, IA310 where the file is missing.
     """
+    from pathlib import Path
+
     entry = index().weights.get(name)
     if entry is None:
         raise _unknown("weights", name, list(index().weights))

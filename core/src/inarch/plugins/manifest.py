@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from inarch.errors import InarchError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SCHEMA = 1
 
