@@ -157,7 +157,7 @@ class Broken(Exception):
 STEPS = [
     (inarch.adapters.graft, "open_adapter"),
     (inarch.adapters.graft, "load_object"),
-    (inarch.adapters.graft, "_materialise"),
+    (inarch.adapters.graft, "materialise"),
     (inarch.adapters.graft, "_modules"),
     (inarch.adapters.model, "arranged"),
     (inarch.adapters.model, "merged"),
@@ -205,13 +205,13 @@ def test_a_file_that_vanishes_halfway_leaves_nothing(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, before = resolve(small, *stack(tmp_path)), state(small)
-    real = inarch.adapters.graft._materialise
+    real = inarch.adapters.graft.materialise
 
     def vanishing(*args: Any) -> Any:
         (tmp_path / "b.safetensors").unlink(missing_ok=True)
         return real(*args)
 
-    monkeypatch.setattr(inarch.adapters.graft, "_materialise", vanishing)
+    monkeypatch.setattr(inarch.adapters.graft, "materialise", vanishing)
     with pytest.raises(InarchError) as caught:
         plan.apply(small)
     assert caught.value.code == "IA201"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,11 @@ class Edge(nn.Module):
             multiplies by it, so that another scale recompiles nothing.
         strength: the same as a Python float, which eager code folds into an operation it
             does anyway.
+        from_file: names of other plain attributes that a file decides and compiled code doesn't
+            read, so that `Model.swap` may set them. All others must be equal for a swap.
     """
 
+    from_file: ClassVar[tuple[str, ...]] = ()
     scale: Tensor
 
     def __init__(self) -> None:

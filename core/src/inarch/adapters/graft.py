@@ -16,6 +16,8 @@ from torch import nn
 from inarch.adapters.adapter import Adapter, SiteView
 from inarch.adapters.edge import Edge, Settled
 from inarch.adapters.member import Member
+from inarch.adapters.memory import materialise, parameters, parts, placement, places
+from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
 from inarch.naming import check_adapter_name
 from inarch.plugins import index, load_object
@@ -23,7 +25,6 @@ from inarch.plugins.wanted import located, refuse_base
 from inarch.stack import AdapterSpec
 from inarch.tree import Chain, Edit
 from inarch.tree.edit import addresses
-from inarch.tree.steps import Labelled, walk
 from inarch.weights import WeightsHeader, blank, open_adapter
 
 if TYPE_CHECKING:
@@ -121,20 +122,20 @@ def filled(draft: Draft, model: Model) -> Member:
         InarchError: 4xx; neither the model nor anything else was changed.
     """
     spec, header = draft.spec, draft.header
-    for edit in draft.edits:
-        _materialise(edit, model.sites, header)
+    flats = materialise(draft.edits, model.sites, header)
     if header is not None:
         header.close()
     inner = None if draft.inner is None else draft.inner.filled()
+    modules = _modules(draft.edits)
+    held = places(draft.edits) | places(draft.edits, of_buffers=True)
     member = Member(
         spec.name,
         draft.kind,
-        draft.adapter,
         spec,
         draft.edits if inner is None else _around(draft, inner.tree),
-        _modules(draft.edits),
+        modules,
+        Slot(Content.of(draft), held, flats),
         entry=draft.entry,
-        header=header,
         inner=inner,
     )
     for edge in member.edges:
@@ -150,9 +151,9 @@ def sketched(draft: Draft, sites: SiteView) -> tuple[Edit, ...]:
     The edits are the draft's own, so a draft that was sketched is not filled any more.
     """
     for edit in draft.edits:
-        _, dtype = _placement(edit, sites)
+        _, dtype = placement(edit, sites)
         site = sites.all.get(edit.address)
-        for _, module, own, parameter in list(_parameters(edit)):
+        for _, module, own, parameter in list(parameters(edit)):
             value = torch.empty_like(parameter, device="meta", dtype=dtype)
             module._parameters[own] = nn.Parameter(value, requires_grad=False)
         for _, part in parts(edit):
@@ -242,17 +243,6 @@ def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
     return name, dataclasses.replace(edit, address=rest)
 
 
-def parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
-    """The modules an edit brings, each with the label it has in the step."""
-    labelled: set[int] = set()
-    for step in walk(edit.step):
-        if isinstance(step, Labelled) and isinstance(step.step, nn.Module):
-            labelled.add(id(step.step))
-            yield step.label, step.step
-        elif isinstance(step, nn.Module) and id(step) not in labelled:
-            yield "", step
-
-
 def _modules(edits: Iterable[Edit]) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {}
     for edit in edits:
@@ -265,14 +255,12 @@ def _modules(edits: Iterable[Edit]) -> dict[str, nn.Module]:
     return modules
 
 
-def _parameters(edit: Edit) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Each parameter: its name in the step, its owner, its name there, and itself."""
-    for label, part in parts(edit):
-        for path, module in part.named_modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    full = ".".join(p for p in (label, path, name) if p)
-                    yield full, module, name, parameter
+def _fits(shape: tuple[int, ...], parameter: nn.Parameter, *, padded: bool) -> bool:
+    """Whether a tensor of a file fills a parameter, or its beginning where the rest may be zero."""
+    smaller = len(shape) == parameter.dim() and all(
+        size <= room for size, room in zip(shape, parameter.shape, strict=True)
+    )
+    return smaller if padded else shape == tuple(parameter.shape)
 
 
 def _check_fills(spec: AdapterSpec, edits: Iterable[Edit], header: WeightsHeader | None) -> None:
@@ -282,13 +270,13 @@ def _check_fills(spec: AdapterSpec, edits: Iterable[Edit], header: WeightsHeader
     keys = set(header.keys())
     wrong: list[str] = []
     for edit in edits:
-        for name, _, _, parameter in _parameters(edit):
+        for name, _, _, parameter in parameters(edit):
             key = edit.fills.get(name)
-            if key is None and name in edit.copies:
+            if key is None and (name in edit.copies or name in edit.padded):
                 continue
             if key is None or key not in keys:
                 wrong.append(f"{edit.address} ({name}) has no tensor {key or ''}".rstrip())
-            elif tuple(header.shape(key)) != tuple(parameter.shape):
+            elif not _fits(header.shape(key), parameter, padded=name in edit.padded):
                 shapes = f"{list(header.shape(key))}, the site needs {list(parameter.shape)}"
                 wrong.append(f"{key} is {shapes}")
     used = {key for edit in edits for key in edit.fills.values()} | set(header.used)
@@ -302,54 +290,3 @@ def _check_fills(spec: AdapterSpec, edits: Iterable[Edit], header: WeightsHeader
             why="\n".join(wrong[:8]) + more,
             remedy="pass the file that was trained for this base",
         )
-
-
-@torch.inference_mode(False)  # whose tensors could neither be trained nor tell when they change
-def _materialise(edit: Edit, sites: SiteView, header: WeightsHeader | None) -> None:
-    """Fill what the edit brings from the file straight onto the site's device, or initialise it."""
-    device, dtype = _placement(edit, sites)
-    copied: set[nn.Module] = set()
-    for name, module, own, parameter in list(_parameters(edit)):
-        if header is not None and name in edit.fills:
-            value = header.load(edit.fills[name], device, dtype)
-        elif name in edit.copies:
-            value = _parameter(sites, edit.copies[name]).detach().clone()
-            copied.add(module)
-        else:
-            value = torch.empty_like(parameter, device=device, dtype=dtype)
-        module._parameters[own] = nn.Parameter(value, requires_grad=False)
-    for _, part in parts(edit):
-        for module in part.modules():
-            for own, buffer in module._buffers.items():
-                if buffer is not None and own != "scale":
-                    made = torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer
-                    module._buffers[own] = made.to(device)
-            fresh = getattr(module, "reset_parameters", None)
-            if header is None and fresh is not None and module not in copied:
-                fresh()
-            if isinstance(module, Edge):
-                module.place(device)
-            if isinstance(module, Settled):
-                site = sites.all.get(edit.address)
-                module.settle(None if site is None else site.module, loaded=header is not None)
-        part.eval()
-
-
-def _placement(edit: Edit, sites: SiteView) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype of the weights at the site, or of the tree around it."""
-    site = sites.all.get(edit.address)
-    near = [] if site is None or site.module is None else list(site.module.parameters())
-    named = edit.address.partition(".")[0] if site is None else site.tree
-    tree = sites.trees.get(named) or next(iter(sites.trees.values()))
-    parameter = next(iter(near), None)
-    if parameter is None:
-        parameter = next(tree.parameters())
-    return parameter.device, parameter.dtype
-
-
-def _parameter(sites: SiteView, address: str) -> nn.Parameter:
-    """A parameter of the base, by the address that begins with its tree's name."""
-    name, _, rest = address.partition(".")
-    if "" in sites.trees:
-        return sites.trees[""].get_parameter(address)
-    return sites.trees[name].get_parameter(rest)

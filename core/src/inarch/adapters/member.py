@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 from torch import nn
 
 from inarch.adapters.edge import Edge
+from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
 from inarch.stack import AdapterSpec
 from inarch.tree import Edit
@@ -24,41 +25,65 @@ if TYPE_CHECKING:
 class Member:
     """One adapter in one model.
 
-    Scale and training belong to its modules, which every model that holds it shares; whether it
-    is merged belongs to the model.
+    Scale, training and weights belong to its modules, which every model that holds it shares;
+    whether it is merged belongs to the model.
 
     Attributes:
         name: its identity in the model.
         kind: the id of the plugin, such as `lora`.
+        asked: the specification it was made from.
         edits: at exact addresses.
         modules: what it brought, by the address each stands at.
+        slot: what its modules hold, which `Model.swap` replaces in every model at once.
+        frozen: what they held when this model was merged; None where it isn't.
         entry: what the plugin's manifest says of it.
-        header: of the file its weights came from; None for one that started untrained.
         inner: the tree it brings as a model, with the adapters that were asked for in it: their
             scales, training and saving are there, and are none of this member's. None without.
-        merged: whether the model's weights contain it.
     """
 
     name: str
     kind: str
-    adapter: Adapter = field(repr=False)
-    spec: AdapterSpec = field(repr=False)
+    asked: AdapterSpec = field(repr=False)
     edits: tuple[Edit, ...] = field(repr=False)
     modules: Mapping[str, nn.Module] = field(repr=False)
-    merged: bool = False
+    slot: Slot = field(repr=False)
+    frozen: Content | None = field(default=None, repr=False)
     entry: AdapterEntry | None = field(default=None, repr=False)
-    header: WeightsHeader | None = field(default=None, repr=False)
     inner: Model | None = field(default=None, repr=False)
+
+    @property
+    def content(self) -> Content:
+        return self.slot.content if self.frozen is None else self.frozen
+
+    @property
+    def merged(self) -> bool:
+        """Whether the model's weights contain it."""
+        return self.frozen is not None
+
+    @property
+    def adapter(self) -> Adapter:
+        """What its plugin made of its options and its file."""
+        return self.content.adapter
+
+    @property
+    def header(self) -> WeightsHeader | None:
+        """Of the file its weights came from; None for one that started untrained."""
+        return self.content.header
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """The specification that would make it as it is now."""
+        return self.content.told(self.asked)
 
     @property
     def after(self) -> tuple[str, ...]:
         """Names of members the user put before it."""
-        return self.spec.after
+        return self.asked.after
 
     @property
     def before(self) -> tuple[str, ...]:
         """Names of members the user put after it."""
-        return self.spec.before
+        return self.asked.before
 
     @property
     def edges(self) -> Iterator[Edge]:

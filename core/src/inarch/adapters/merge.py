@@ -30,6 +30,9 @@ def merged(trees: Mapping[str, Chain], members: Iterable[Member]) -> dict[str, C
     """
     at: dict[str, list[_Placed]] = {}
     for member in members:
+        if member.frozen not in (None, member.slot.content):
+            why = "its weights were swapped since this model was merged"
+            raise _unmergeable(member, why, "", "merge the model it was merged from again")
         for edit in member.edits:
             if member.merged:
                 _refuse_unmergeable(member, edit)

@@ -30,6 +30,7 @@ from inarch.tree import Chain
 from inarch.tree.diff import diff
 
 if TYPE_CHECKING:
+    from inarch.adapters.swap import Filling
     from inarch.distribute import Spread  # what sharding attaches; nothing here makes one
     from inarch.nn.tokenizer import Tokenizer
 
@@ -144,8 +145,45 @@ class Model(Foundation):
         chosen = set(names) if names else set(self.adapters.names)
         for name in chosen:
             self.adapters[name]
-        members = [replace(m, merged=True) if m.name in chosen else m for m in self.adapters]
+        members = [replace(m, frozen=m.content) if m.name in chosen else m for m in self.adapters]
         return self._with(members)
+
+    def prepare(self, name: str, weights: str | Path) -> Filling:
+        """Weights for `swap`, read and checked now and put in later, any number of times.
+
+        Args:
+            name: of the adapter they are for.
+            weights: a file or folder, or the id of trained weights that a package ships.
+
+        Raises:
+            InarchError: as `swap`.
+        """
+        from inarch.adapters.swap import prepared
+
+        return prepared(self, self.adapters[name], weights)
+
+    def swap(self, name: str, weights: str | Path | Filling) -> None:
+        """Put other weights into an adapter, in place: one copy, and nothing is compiled again.
+
+        The adapter's modules are shared, so every model that has them follows, `digest` and
+        `save_adapter` included. Its name, options, scale and whether it trains stay. What training
+        made of the weights is overwritten: save it before.
+
+        Args:
+            name: of the adapter.
+            weights: what `prepare` takes, or what it gave.
+
+        Raises:
+            InarchError: IA498 where the file would make another structure than the adapter has,
+                or the adapter is merged here or sharded; 2xx and 4xx as `adapt` has them for the
+                file. Nothing was changed.
+        """
+        from inarch.adapters.swap import prepared, put_in
+
+        member = self.adapters[name]
+        if isinstance(weights, str | Path):
+            weights = prepared(self, member, weights)
+        put_in(weights, member)
 
     def packed(self) -> Self:
         """A new model that makes queries, keys and values in one product, and gates and ups.
@@ -270,7 +308,7 @@ def adapted(
 def _without(member: Member, gone: Sequence[str], order: Order) -> Member:
     """The member as it stands without some others: after those that it came after until now."""
     kept = {v.a for v in order.verdicts if v.word != "commute" and v.b == member.name}
-    told = dict.fromkeys([*member.spec.after, *sorted(kept)])
+    told = dict.fromkeys([*member.after, *sorted(kept)])
     after = tuple(name for name in told if name not in gone)
-    before = tuple(name for name in member.spec.before if name not in gone)
-    return replace(member, spec=replace(member.spec, after=after, before=before))
+    before = tuple(name for name in member.before if name not in gone)
+    return replace(member, asked=replace(member.asked, after=after, before=before))

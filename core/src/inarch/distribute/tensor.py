@@ -15,11 +15,13 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from inarch.adapters import SiteView
-from inarch.adapters.graft import parts as modules_of
 from inarch.adapters.member import Member, Members
+from inarch.adapters.memory import parts as modules_of
+from inarch.adapters.memory import places
 from inarch.adapters.merge import merged
 from inarch.adapters.model import adapted
 from inarch.adapters.placement import Placed, Split, Unplaceable
+from inarch.adapters.slot import Slot
 from inarch.distribute.collectives import FromParts, ToParts
 from inarch.distribute.parts import Placements, layer_placements, part_of_module, with_modules
 from inarch.distribute.regions import Region, regions_of
@@ -166,7 +168,8 @@ def _twin(
                 twins[module], placed[twin] = twin, rules[module]
     edits = tuple(with_modules(edit, twins) for edit in member.edits)
     modules = {address: twins.get(m, m) for address, m in member.modules.items()}
-    return replace(member, edits=edits, modules=modules)
+    held = places(edits) | places(edits, of_buffers=True)
+    return replace(member, edits=edits, modules=modules, slot=Slot(member.content, held))
 
 
 def _begun(trees: Mapping[str, Chain], regions: list[Region], mesh: DeviceMesh) -> dict[str, Chain]:

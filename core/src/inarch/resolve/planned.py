@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from inarch.adapters.asks import asks_of
-from inarch.adapters.graft import Draft, installed, parts
+from inarch.adapters.graft import Draft, installed
 from inarch.adapters.inner import Inner
 from inarch.adapters.member import Member
+from inarch.adapters.memory import parts
 from inarch.stack import AdapterSpec, adapter
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader

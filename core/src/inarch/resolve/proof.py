@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from inarch.adapters.adapter import SiteView
 from inarch.adapters.example import Example
-from inarch.adapters.graft import Draft, parts, sketched, split
+from inarch.adapters.graft import Draft, sketched, split
 from inarch.adapters.member import Member
+from inarch.adapters.memory import parts
 from inarch.errors import InarchError
 from inarch.resolve.memory import free_bytes
 from inarch.tree import Chain, Edit

@@ -56,6 +56,21 @@ class Files(Subject):
             assert list(one) == list(two)
             assert_close(two.values(), one.values(), 1e-6)
 
+    def test_swapped_in_place_it_is_what_the_other_file_makes(
+        self, base: Model, tmp_path: Path
+    ) -> None:
+        first = self.saved(base, tmp_path / "first")
+        second = self.file(base, tmp_path / "second", seed="another")
+        model = base.adapt(self.spec(weights=first))
+        before, memory = outputs(model), [p.data_ptr() for p in model.parameters()]
+        for file in (second, first):
+            model.swap(NAME, file)
+            fresh = base.adapt(self.spec(weights=file))
+            assert same_bits(outputs(model), outputs(fresh))
+            assert model.digest == fresh.digest
+        assert same_bits(outputs(model), before)
+        assert [p.data_ptr() for p in model.parameters()] == memory
+
     def test_its_file_says_which_base_it_is_for(self, quick: Model, tmp_path: Path) -> None:
         folder = self.saved(quick, tmp_path)
         other = self.build_again(quick, seed=9)

@@ -42,6 +42,8 @@ class Edit:
         fills: for each parameter of the step's module, the key of the file that holds it.
         copies: for a parameter of the step's module that no file fills, the base's parameter it
             begins as, by its address.
+        padded: parameters that a smaller tensor of a file may fill the beginning of. What is left
+            is zero and then means nothing; where all of an edit's are zero, so does the edit.
         export: whether a tapped value leaves its Chain.
         label: what the modules of `provide` are called; `SITE` elsewhere.
         kin: where it is set, its author's word that this `before` or `after` edit and others of one
@@ -57,6 +59,7 @@ class Edit:
     reads: tuple[str, ...] = ()
     fills: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     copies: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    padded: tuple[str, ...] = field(default=(), repr=False)
     export: bool = False
     label: str = "provided"
     kin: str = ""

@@ -16,11 +16,12 @@ from inarch.tree import Edit
 from inarch.tree.address import compiled
 from inarch.weights import WeightsHeader
 from inarch_lora import writing
-from inarch_lora.edges import beside, reads_weight
+from inarch_lora.edges import LoRAEdge, beside, reads_weight
 from inarch_lora.edges.twins import Twins
 from inarch_lora.fresh import fresh_terms
 from inarch_lora.options import FROM_FILE, Options
 from inarch_lora.reading import Reading, layers_beyond, layers_without_term, read
+from inarch_lora.room import roomy
 from inarch_lora.terms import Term
 
 
@@ -44,8 +45,10 @@ class LoRA(Adapter):
             reading = read(weights, sites, self.options.alpha)
             _check_targets(reading, sites, str(weights.path))
         self.saved = writing.Saved.of(reading, sites, self.options.format)
-        twins = Twins()
-        for term in _scaled(reading.terms, self.options.block_scales, self.name):
+        terms, twins = list(reading.terms), Twins()
+        if self.options.capacity is not None:
+            terms = roomy(terms, self.options.capacity, self.options.covers, sites, self.name)
+        for term in _scaled(terms, self.options.block_scales, self.name):
             yield self._edit(term, sites.all[term.address].module, twins)
 
     def asks(self) -> Mapping[str, Any]:
@@ -55,7 +58,10 @@ class LoRA(Adapter):
         term = beside(site, term)
         edge = twins.edge_for(site, term)
         reads = (f"{term.address}.weight",) if reads_weight(edge) else ()
-        return Edit.add(term.address, edge, self.name, fills=dict(term.fills), reads=reads)
+        padded = edge.names if isinstance(edge, LoRAEdge) and term.room else ()
+        return Edit.add(
+            term.address, edge, self.name, fills=dict(term.fills), reads=reads, padded=padded
+        )
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save in the format the adapter came in, or the one its options name."""

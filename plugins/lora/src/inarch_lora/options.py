@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-FROM_FILE = frozenset(("alpha", "block_scales", "asks", "format"))
+FROM_FILE = frozenset(("alpha", "capacity", "covers", "block_scales", "asks", "format"))
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -29,6 +29,10 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         tucker: for `loha` and `lokr` beside convolutions, give each product a core.
         bias: which of the base's biases are adapted with it, as PEFT has it.
         lora_bias: give B a bias.
+        capacity: the rank that there is room for, so that `Model.swap` takes files of any rank up
+            to it; None is each layer's own rank.
+        covers: with `capacity`, roles or address patterns of layers that there is room for whether
+            the file adapts them or not.
         block_scales: for addresses, or what stands under them, a factor beside the scale.
         asks: settings of the model's tasks that it was made for: `scheduler`, `guidance`, `steps`.
         format: what `save_adapter` writes; None is the format of the file, or the usual one.
@@ -49,6 +53,8 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     tucker: bool = False
     bias: Literal["none", "lora_only", "all"] = "none"
     lora_bias: bool = False
+    capacity: int | None = None
+    covers: tuple[str, ...] = ()
     block_scales: dict[str, float] = {}
     asks: dict[str, Any] = {}
     format: Literal["peft", "diffusers", "kohya"] | None = None
@@ -65,5 +71,15 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("use_dora and a start don't go together")
         if self.use_dora and self.lora_bias:
             raise ValueError("use_dora and lora_bias don't go together")
+        if self.covers and self.capacity is None:
+            raise ValueError("covers goes with capacity, the rank to make room for there")
+        if self.capacity is not None:
+            self._check_capacity(self.capacity)
         if self.factor == 0 or self.factor < -1:
             raise ValueError("factor is a positive number, or -1")
+
+    def _check_capacity(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError("a capacity is at least 1")
+        if self.algorithm != "lora" or self.start != "zero":
+            raise ValueError("only a plain LoRA or DoRA has a capacity")

@@ -22,7 +22,8 @@ class Term:
             `bias` a layer's bias alone.
         fills: for each parameter, the file's key; empty for a term that is yet to be trained.
         shapes: of the parameters.
-        rank: 0 where the algorithm has none.
+        rank: 0 where the algorithm has none, and where a slot has nothing for the layer yet.
+        room: the rank that there is to be room for; 0 for no more than its own.
         scaling: alpha / rank, or what the format makes of the two; of `oft`, its constraint.
         factor: of the layer's block, beside the user's scale.
         decompose: whether the layer's weight is split into direction and magnitude, as PEFT does
@@ -40,6 +41,7 @@ class Term:
     fills: Mapping[str, str] = field(default_factory=dict[str, str])
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     rank: int = 0
+    room: int = 0
     scaling: float = 1.0
     factor: float = 1.0
     decompose: Literal["", "peft", "lycoris"] = ""

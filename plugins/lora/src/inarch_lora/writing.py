@@ -17,7 +17,7 @@ from inarch.errors import InarchError
 from inarch.weights import write_adapter
 from inarch.weights.peft import PREFIX, target_names
 from inarch_lora import peft_format
-from inarch_lora.edges import Layer, NormEdge, SiteEdge
+from inarch_lora.edges import Layer, LoRAEdge, NormEdge, SiteEdge
 from inarch_lora.names import flat_name
 from inarch_lora.options import Options
 from inarch_lora.reading import DIFFUSERS_METADATA, Reading
@@ -109,7 +109,11 @@ def write(
     Raises:
         InarchError: IA408 for what the format has no place for.
     """
-    own = {a: edge for a, edge in edges.items() if isinstance(edge, SiteEdge)}
+    own = {
+        address: edge
+        for address, edge in edges.items()
+        if isinstance(edge, SiteEdge) and address in saved.terms
+    }
     for address in own:
         term = saved.terms[address]
         if term.start and saved.format == "kohya":
@@ -222,7 +226,8 @@ def _tensors(edges: Mapping[str, SiteEdge]) -> Iterator[tuple[str, str, Tensor]]
             if name in edge.biases and site is not None:
                 yield address, name, parameter + site.get_parameter("bias")
             else:
-                yield address, name, parameter
+                own = edge.own(name, parameter) if isinstance(edge, LoRAEdge) else parameter
+                yield address, name, own
 
 
 def _alphas(saved: Saved, edges: Mapping[str, SiteEdge]) -> dict[str, tuple[int, float]]:

@@ -133,14 +133,16 @@ def _lora(site: Any, layer: Layer, term: Term) -> LoRAEdge:
             where=term.address,
             remedy=f"rank={layer.groups * max(1, term.rank // layer.groups)}",
         )
+    room = max(term.room, term.rank)
     options: dict[str, Any] = {
+        "rank": term.rank,
         "dropout": term.dropout,
         "factor": term.factor,
         "outputs": layer.outputs,
         "lora_bias": "lora_B_bias" in term.shapes,
         "bias": "bias" in term.shapes,
     }
-    arguments: list[Any] = [*lora_shapes(layer, term.rank), term.scaling]
+    arguments: list[Any] = [*lora_shapes(layer, room), term.scaling]
     if layer.kind == "conv":
         arguments.insert(0, site)
     if term.start and layer.kind != "embedding":  # PEFT starts embeddings as ever

@@ -58,7 +58,7 @@ class DoRAEdge(LoRAEdge):
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         x = self.dropped(x)
-        strength = self.acting() * self.scaling
+        strength = self.whole_scale()
         ratio = self.layer.along_outputs(self._ratio(strength))
         first, second = self.pair()
         low = self.up(self.down(x, first), second, None, 1.0)
@@ -75,7 +75,7 @@ class DoRAEdge(LoRAEdge):
     def _norm(self, strength: float | Tensor) -> Tensor:
         """||W + s B A|| of each output, in the weight's dtype."""
         first, second = (self.get_parameter(name).detach() for name in self.names)
-        product = second.reshape(-1, self.rank) @ first.reshape(self.rank, -1)
+        product = second.reshape(-1, first.shape[0]) @ first.flatten(1)
         rows = self.layer.rows(self.base_weight())
         # PEFT's reading of a grouped convolution too, whose B A has the size but not the form of W.
         return torch.linalg.norm(rows + strength * product.reshape(rows.shape), dim=1)

@@ -155,7 +155,7 @@ class JointLoRA:
         z = form.down(x, torch.cat([first for first, _ in pairs]))
         strengths = torch.cat(
             [
-                (term.scale * (term.scaling * term.factor)).expand(first.shape[0])
+                torch.as_tensor(term.whole_scale()).expand(first.shape[0])
                 for term, (first, _) in zip(self.terms, pairs, strict=True)
             ]
         )
@@ -170,7 +170,7 @@ def _distributed() -> bool:
 def _alone(term: LoRAEdge) -> bool:
     """Whether a term must be called by itself: inputs are dropped for it alone, or a hook waits."""
     watched = bool(term._forward_hooks or term._forward_pre_hooks)
-    return watched or (bool(term.dropout) and term.training)
+    return watched or (term.training and bool(term.dropout))
 
 
 def _learns(term: LoRAEdge) -> bool:

@@ -27,19 +27,28 @@ from inarch_lora.edges.site import SiteEdge
 class LoRAEdge(SiteEdge):
     """What the terms share: rank, scaling, dropout, and PEFT's two kinds of bias.
 
+    Its tensors may have room for a larger rank than its own. Rows of A and columns of B beyond that
+    are zero, and stay so in training, where each keeps the other's gradient at zero.
+
     Args:
         first: the shape of A.
         second: the shape of B.
         scaling: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+        rank: its own; None for as much as there is room for.
         dropout: the share of inputs dropped in training.
         outputs: the size of the two biases; 0 for neither.
         lora_bias: whether B has a bias, which scales as the term does.
         bias: whether the layer's own bias is adapted, as a difference from it.
         factor: of the block, beside the user's scale.
+
+    Attributes:
+        gain: scaling times factor as a 0-dim float32 buffer, for compiled code; see `Edge.scale`.
     """
 
     names = ("lora_A", "lora_B")
     biases = ("bias",)
+    from_file = ("dropout", "scaling", "rank")
+    gain: Tensor
     bias: Tensor | None
     lora_B_bias: Tensor | None
 
@@ -49,6 +58,7 @@ class LoRAEdge(SiteEdge):
         second: tuple[int, ...],
         scaling: float,
         *,
+        rank: int | None = None,
         dropout: float = 0.0,
         outputs: int = 0,
         lora_bias: bool = False,
@@ -57,6 +67,8 @@ class LoRAEdge(SiteEdge):
     ) -> None:
         super().__init__(factor=factor, dropout=dropout)
         self.scaling = scaling
+        self.rank = first[0] if rank is None else rank
+        self.register_buffer("gain", torch.ones((), dtype=torch.float32), persistent=False)
         a, b = self.names
         self.register_parameter(a, nn.Parameter(torch.empty(first)))
         self.register_parameter(b, nn.Parameter(torch.empty(second)))
@@ -64,9 +76,17 @@ class LoRAEdge(SiteEdge):
         self.register_parameter("lora_B_bias", own)
         self.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if bias else None)
 
-    @property
-    def rank(self) -> int:
-        return self.get_parameter(self.names[0]).shape[0]
+    def place(self, device: torch.device) -> None:
+        super().place(device)
+        self.gain = torch.full((), self.scaling * self.factor, dtype=torch.float32, device=device)
+
+    def own(self, name: str, tensor: Tensor) -> Tensor:
+        """The part of a parameter that its rank fills: of A the first rows, of B first columns."""
+        first, second = self.names
+        room = self.get_parameter(first).shape[0]
+        if name == first:
+            return tensor[: self.rank]
+        return tensor[:, : tensor.shape[1] * self.rank // room] if name == second else tensor
 
     @property
     def joins(self) -> Hashable:
@@ -84,28 +104,34 @@ class LoRAEdge(SiteEdge):
 
     def reset_parameters(self) -> None:
         """A as PEFT draws it, everything else zero: the term adds nothing yet."""
-        nn.init.kaiming_uniform_(self.get_parameter(self.names[0]), a=math.sqrt(5))
-        for name, parameter in self.named_parameters():
-            if name != self.names[0]:
-                nn.init.zeros_(parameter)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        if self.rank:
+            first = self.get_parameter(self.names[0])
+            nn.init.kaiming_uniform_(self.own(self.names[0], first), a=math.sqrt(5))
 
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """The term of `x`, [..., inputs], added to `plus`, [..., outputs], where it is given."""
         first, second = self.pair()
         z = self.down(self.dropped(x), first)
         if torch.compiler.is_compiling():
-            term = self.up(z * self.scale, second, plus, self.scaling * self.factor)
+            term = self.up(z * self.whole_scale(), second, plus, 1.0)
         else:
             term = self.up(z, second, plus, self.scaling * self.factor * self.strength)
         if self.lora_B_bias is None and self.bias is None:
             return term
         return self._biased(term)
 
+    def whole_scale(self) -> float | Tensor:
+        """All that B A is multiplied by; under compilation a tensor, as `acting`."""
+        if torch.compiler.is_compiling():
+            return self.scale * self.gain
+        return self.scaling * self.factor * self.strength
+
     def _biased(self, term: Tensor) -> Tensor:
-        acting = self.acting()
         if self.lora_B_bias is not None:
-            term = term + self.along_outputs(self.lora_B_bias) * (acting * self.scaling)
-        return term if self.bias is None else term + self.along_outputs(self.bias) * acting
+            term = term + self.along_outputs(self.lora_B_bias) * self.whole_scale()
+        return term if self.bias is None else term + self.along_outputs(self.bias) * self.acting()
 
     def placements(self, split: Split) -> Mapping[str, Placement]:
         """Beside columns A is whole and B is cut, beside rows the other way, and no value crosses.
@@ -187,7 +213,7 @@ class LinearLoRA(LoRAEdge):
         return _add_product(z, second, plus, strength)
 
     def product(self) -> Tensor:
-        return self.lora_B.float() @ self.lora_A.float()
+        return self.own("lora_B", self.lora_B).float() @ self.own("lora_A", self.lora_A).float()
 
 
 class TransposedLoRA(LinearLoRA):
@@ -206,8 +232,9 @@ class EmbeddingLoRA(LoRAEdge):
 
     def reset_parameters(self) -> None:
         """As PEFT: A zero and B normal."""
-        nn.init.zeros_(self.lora_embedding_A)
-        nn.init.normal_(self.lora_embedding_B)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        nn.init.normal_(self.own("lora_embedding_B", self.lora_embedding_B))
 
     def pair(self) -> tuple[Tensor, Tensor]:
         return self.lora_embedding_A, self.lora_embedding_B
@@ -219,7 +246,8 @@ class EmbeddingLoRA(LoRAEdge):
         return _add_product(z, second, plus, strength)
 
     def product(self) -> Tensor:
-        return (self.lora_embedding_B.float() @ self.lora_embedding_A.float()).T
+        first, second = (self.own(name, self.get_parameter(name)) for name in self.names)
+        return (second.float() @ first.float()).T
 
 
 class ConvLoRA(LoRAEdge):
@@ -265,5 +293,5 @@ class ConvLoRA(LoRAEdge):
                 why="its A mixes the groups, and the base's weight can't",
                 remedy="run it unmerged",
             )
-        second = self.lora_B.float().flatten(1)
-        return torch.einsum("or,ri...->oi...", second, self.lora_A.float())
+        second = self.own("lora_B", self.lora_B).float().flatten(1)
+        return torch.einsum("or,ri...->oi...", second, self.own("lora_A", self.lora_A).float())

@@ -19,6 +19,12 @@ class _Held:
     def __call__(self) -> nn.Module | None:
         return self.module
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held) and other.module is self.module
+
+    def __hash__(self) -> int:
+        return id(self.module)
+
 
 class SiteEdge(Edge):
     """An edge that may read the base's own layer, which is never changed and never its child.
@@ -31,6 +37,7 @@ class SiteEdge(Edge):
     """
 
     biases: tuple[str, ...] = ()
+    from_file = ("dropout",)
 
     def __init__(self, *, factor: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
@@ -70,6 +77,6 @@ class SiteEdge(Edge):
 
     def dropped(self, x: Tensor) -> Tensor:
         """The inputs as dropout leaves them in training; token ids stay, as in PEFT."""
-        if self.dropout and self.training and x.is_floating_point():
+        if self.training and self.dropout and x.is_floating_point():
             return F.dropout(x, self.dropout)
         return x

@@ -63,7 +63,7 @@ class StartedEdge(LoRAEdge):
         low = self.up(self.down(self.dropped(x), first), second, None, 1.0)
         start = nn.functional.linear(nn.functional.linear(x, self.start_A), self.start_B)
         # The difference comes first, so that what is untrained adds exactly nothing.
-        term = (low - start) * (self.acting() * self.scaling)
+        term = (low - start) * self.whole_scale()
         if self.lora_B_bias is not None or self.bias is not None:
             term = self._biased(term)
         return term if plus is None else plus + term

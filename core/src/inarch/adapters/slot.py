@@ -1,0 +1,62 @@
+"""Slots: the modules of an adapter, and what they hold at present."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from inarch.adapters.memory import Flat, Key, Place
+from inarch.stack import AdapterSpec
+
+if TYPE_CHECKING:
+    from inarch.adapters.adapter import Adapter
+    from inarch.adapters.graft import Draft
+    from inarch.weights import WeightsHeader
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """What an adapter's modules hold.
+
+    Attributes:
+        adapter: what its plugin made of its options and its file.
+        header: of the file; None for weights that came from none.
+        use, weights, options, where: the specification's words for it.
+    """
+
+    adapter: Adapter
+    header: WeightsHeader | None
+    use: str
+    weights: str | None
+    options: Mapping[str, Any]
+    where: str
+
+    @classmethod
+    def of(cls, draft: Draft) -> Content:
+        spec = draft.spec
+        return cls(draft.adapter, draft.header, spec.use, spec.weights, spec.options, spec.where)
+
+    def told(self, asked: AdapterSpec) -> AdapterSpec:
+        """A specification, asking for this in place of what it asked for."""
+        return replace(
+            asked, use=self.use, weights=self.weights, options=self.options, where=self.where
+        )
+
+
+@dataclass(eq=False)
+class Slot:
+    """What every model that has an adapter shares of it.
+
+    Attributes:
+        content: what it holds now.
+        places: where its parameters are, and its edges' buffers.
+        flats: the memory they were given. A copy of a slot has none: they lie by themselves.
+    """
+
+    content: Content
+    places: Mapping[Key, Place]
+    flats: Sequence[Flat] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "flats": ()}

@@ -1,0 +1,317 @@
+"""Swapping: other weights in the modules of an adapter, where these need not change otherwise.
+
+What runs is the same code over the same memory, so nothing is compiled again. A file fits a slot
+where an adapter made of it would have the same edits, modules and shapes; an edit whose parameters
+may all be zero (`Edit.padded`) may be missing in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from inarch.adapters.asks import disagreements
+from inarch.adapters.edge import Edge
+from inarch.adapters.graft import Draft, draft_of, installed
+from inarch.adapters.memory import (
+    Flat,
+    Key,
+    Place,
+    Store,
+    key_of,
+    materialise,
+    parameters,
+    parts,
+)
+from inarch.adapters.slot import Content, Slot
+from inarch.errors import InarchError
+from inarch.plugins.wanted import located
+from inarch.tree import Chain, Edit
+from inarch.tree.generate import structure
+from inarch.tree.program import Registry, adopt
+
+if TYPE_CHECKING:
+    from inarch.adapters.member import Member
+    from inarch.adapters.model import Model
+
+_OWN = frozenset({*vars(nn.Module()), "strength", "_compiled_call_impl"})
+_WHOLE = frozenset({nn.Parameter, Tensor})
+_NOTHING_THERE = "and the adapter has nothing there"
+_CHAIN = frozenset({"form", "program", "interface", "forward", "ties"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Filling:
+    """Weights that are ready to be put into an adapter; made by `Model.prepare`.
+
+    They lie on the adapter's device, in the layout of its memory, smaller ranks padded. One filling
+    can be put in any number of times, in any model that shares the adapter.
+
+    Attributes:
+        content: what the adapter holds afterwards.
+        slot: what it was made for.
+        moves: the weights, by the memory they go to.
+        buffers: of modules that are no edges: the owner's buffers, a name in them, and the value.
+        settings: for modules, the plain attributes that the file decides.
+    """
+
+    content: Content
+    slot: Slot
+    moves: Sequence[_Move]
+    buffers: Sequence[tuple[Store, str, Tensor]]
+    settings: Sequence[tuple[nn.Module, Mapping[str, Any]]]
+
+    @property
+    def bytes(self) -> int:
+        """What putting it in copies."""
+        return sum(move.values.nbytes for move in self.moves if move.values is not None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Move:
+    """Weights for one allocation of an adapter's.
+
+    Attributes:
+        into: the allocation; None where the tensors lie by themselves.
+        values: what it is to hold; None for zeros.
+        spots: each tensor that should lie there: its owner's dict, its name, its address.
+        alone: each tensor's own values, where they have to be copied one by one.
+    """
+
+    into: Tensor | None
+    values: Tensor | None
+    spots: Sequence[tuple[Store, str, int]]
+    alone: Sequence[Tensor | None]
+
+    def tensors(self) -> list[Any]:
+        return [store[name] for store, name, _ in self.spots]
+
+    def make(self, tensors: Sequence[Tensor]) -> None:
+        """Copy, at once where nothing was moved, cast or copied since."""
+        if self.into is not None and all(
+            tensor.data_ptr() == spot[2] for tensor, spot in zip(tensors, self.spots, strict=True)
+        ):
+            self.into.zero_() if self.values is None else self.into.copy_(self.values)
+            return
+        for tensor, value in zip(tensors, self.alone, strict=True):
+            tensor.zero_() if value is None else tensor.copy_(value)
+
+
+def prepared(model: Model, member: Member, weights: str | Path) -> Filling:
+    """See `Model.prepare`."""
+    _refuse_fixed(member)
+    draft = _draft(model, member, weights)
+    own, theirs = _by_key(member.edits), _by_key(draft.edits)
+    facts = [*_outlines(member, draft), *_missing(own, theirs)]
+    for key in [key for key in own if key in theirs] if not facts else ():
+        facts += differences(own[key], theirs[key])
+    if facts:
+        raise _no_swap(member, facts, str(weights))
+    others = [draft if m.name == member.name else m for m in model.adapters]
+    for problem in disagreements(others, installed()):
+        raise problem
+    flats = materialise(draft.edits, model.sites, draft.header, like=member.slot.flats)
+    if draft.header is not None:
+        draft.header.close()
+    facts = [fact for key in theirs for fact in _unlike(own[key], theirs[key])]
+    if facts:
+        raise _no_swap(member, facts, str(weights))
+    pairs = [pair for key in theirs for pair in _modules(own[key], theirs[key])]
+    buffers = [one for old, new in pairs for one in _buffers(old, new)]
+    settings = [
+        (old, {name: getattr(new, name) for name in _from_file(old)})
+        for old, new in pairs
+        if _from_file(old)
+    ]
+    moves = list(_moves(member.slot, flats))
+    return Filling(Content.of(draft), member.slot, moves, buffers, settings)
+
+
+def _moves(slot: Slot, flats: Sequence[Flat]) -> Iterator[_Move]:
+    """What is to be copied where: an allocation at once, or what lies by itself."""
+    found = {key: flat for flat in flats for key in flat.spans}
+    left = dict(slot.places)
+    for flat in slot.flats:
+        new = next((f for f in flats if f.spans is flat.spans), None)
+        places = {key: left.pop(key) for key in flat.spans}
+        spots = [(place.store, place.name, flat.address(key)) for key, place in places.items()]
+        values = None if new is None else new.whole
+        yield _Move(flat.whole, values, spots, _alone(places, found))
+    if left:
+        spots = [(place.store, place.name, 0) for place in left.values()]
+        yield _Move(None, None, spots, _alone(left, found))
+
+
+def _alone(places: Mapping[Key, Place], found: Mapping[Key, Flat]) -> list[Tensor | None]:
+    return [found[key].view(key) if key in found else None for key in places]
+
+
+@torch.inference_mode(False)  # which would not count what is written
+@torch.no_grad()
+def put_in(filling: Filling, member: Member) -> None:
+    """Copy a filling into the modules of the adapter it was made for.
+
+    Raises:
+        InarchError: IA498 where it was made for another, or that is merged or sharded.
+    """
+    if filling.slot is not member.slot:
+        why = ["these weights were prepared for another adapter, whose modules are others"]
+        raise _no_swap(member, why, filling.content.weights or "")
+    tensors = [move.tensors() for move in filling.moves]
+    if (
+        member.merged
+        or member.inner is not None
+        or not {type(t) for some in tensors for t in some} <= _WHOLE
+    ):
+        _refuse_fixed(member)
+    for move, some in zip(filling.moves, tensors, strict=True):
+        move.make(some)
+        torch.autograd.graph.increment_version([t for t in some if not t.is_inference()])
+    if filling.buffers:
+        into = [buffers[name] for buffers, name, _ in filling.buffers]
+        values = [value for _, _, value in filling.buffers]
+        torch._foreach_copy_(into, values)  # pyright: ignore
+    for module, values in filling.settings:
+        vars(module).update(values)  # as setattr would, which looks for parameters among them
+    member.slot.content = filling.content
+
+
+def _draft(model: Model, member: Member, weights: str | Path) -> Draft:
+    """What `adapt` would make of the weights, with the options the member has."""
+    listed, told = installed(), str(weights)
+    shipped = told in listed.weights and not Path(told).exists()
+    fresh = member.adapter.for_training
+    spec = replace(
+        member.asked,
+        options={k: v for k, v in member.spec.options.items() if k not in fresh},
+        use=told if shipped else member.kind,
+        weights=None if shipped else told,
+        where="",
+    )
+    entry, _ = located(spec, listed, model.family)
+    if entry.id != member.kind:
+        why = f"`{told}` are weights of {entry.id}, and it is of kind {member.kind}"
+        raise _no_swap(member, [why], told)
+    return draft_of(spec, model)
+
+
+def _by_key(edits: Sequence[Edit]) -> dict[Key, Edit]:
+    return {key_of(edit): edit for edit in edits}
+
+
+def _refuse_fixed(member: Member) -> None:
+    """Refuse where an adapter's tensors aren't what the model runs, or aren't whole."""
+    if member.merged:
+        raise _no_swap(member, ["the model's weights hold it as it was merged"], "")
+    if member.inner is not None:
+        raise _no_swap(member, ["other adapters stand in the tree that it brings"], "")
+    for key, place in member.slot.places.items():
+        kind = type(place.store[place.name])
+        if kind not in _WHOLE:
+            why = f"{key[0]}: its {key[3]} is a {kind.__name__}, no whole tensor"
+            raise _no_swap(member, [why], "")
+
+
+def _outlines(member: Member, draft: Draft) -> Iterator[str]:
+    """What the adapters themselves say of the model's inputs and words."""
+    old, new = member.adapter, draft.adapter
+    if list(old.inputs()) != list(new.inputs()):
+        asked = [", ".join(i.name for i in a.inputs()) or "none" for a in (new, old)]
+        yield f"its inputs would be {asked[0]} in place of {asked[1]}"
+    if list(old.learned()) != list(new.learned()):
+        yield "it would teach other words, which have ids in the model"
+
+
+def _missing(own: Mapping[Key, Edit], theirs: Mapping[Key, Edit]) -> Iterator[str]:
+    for key in theirs:
+        if key not in own:
+            yield f"the file adapts {key[0]} ({key[1]}), {_NOTHING_THERE}"
+    for key, edit in own.items():
+        names = {name for name, *_ in parameters(edit)}
+        if key not in theirs and (not names or names - {*edit.padded}):
+            yield f"the file has nothing for {key[0]} ({key[1]})"
+
+
+def differences(old: Edit, new: Edit) -> Iterator[str]:
+    """What a swap can't bring from one edit to the other, both at one address and of one kind."""
+    at = old.address or ", ".join(old.names)
+    shapes = [{n: tuple(p.shape) for n, _, _, p in parameters(edit)} for edit in (old, new)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        first, second = (each.get(name) for each in shapes)
+        if first != second:
+            told = [list(shape) if shape else "absent" for shape in (second, first)]
+            yield f"{at}: {name} is {told[0]}, and the adapter's is {told[1]}"
+    if shapes[0] != shapes[1]:
+        return
+    for name in ("inputs", "reads", "export", "label", "kin"):
+        if getattr(old, name) != getattr(new, name):
+            yield f"{at}: its {name} would be {getattr(new, name)}, not {getattr(old, name)}"
+    (program, modules), (other, others) = _program(old), _program(new)
+    if program != other or list(modules) != list(others):
+        yield f"{at}: what stands there would be {other}, not {program}"
+        return
+    for label, module in modules.items():
+        if structure(module) != structure(others[label]):
+            kinds = [type(m).__name__ for m in (others[label], module)]
+            yield f"{at}: its {kinds[0]} is built otherwise than the adapter's {kinds[1]}"
+
+
+def _program(edit: Edit) -> tuple[Any, dict[str, nn.Module]]:
+    """An edit's step as a program, and the modules in it by name."""
+    modules: dict[str, Any] = {}
+    return adopt(edit.step, Registry(frozenset(), modules.__setitem__, prefix="its")), modules
+
+
+def _unlike(old: Edit, new: Edit) -> Iterator[str]:
+    """Settings of modules, once they stand beside the base, that a file doesn't bring."""
+    for one, two in _modules(old, new):
+        skipped = {*_OWN, *_from_file(one), *(_CHAIN if isinstance(one, Chain) else ())}
+        first, second = (
+            {name: value for name, value in vars(m).items() if name not in skipped}
+            for m in (one, two)
+        )
+        for name in sorted(first.keys() | second.keys()):
+            own, other = first.get(name), second.get(name)
+            if own is not other and (isinstance(own, Tensor) or own != other):
+                yield f"{old.address}: its {name} is {other}, and the adapter's is {own}"
+
+
+def _modules(old: Edit, new: Edit) -> Iterator[tuple[nn.Module, nn.Module]]:
+    for (_, one), (_, two) in zip(parts(old), parts(new), strict=True):
+        yield from zip(one.modules(), two.modules(), strict=True)
+
+
+def _from_file(module: nn.Module) -> tuple[str, ...]:
+    return getattr(type(module), "from_file", ())
+
+
+def _buffers(old: nn.Module, new: nn.Module) -> Iterator[tuple[Store, str, Tensor]]:
+    """A module's buffers, and what they are in another; those of edges are in the memory."""
+    for name in old._buffers if not isinstance(old, Edge) else ():
+        value = new._buffers.get(name)
+        if value is not None:
+            yield old._buffers, name, value
+
+
+def _no_swap(member: Member, facts: Sequence[str], weights: str) -> InarchError:
+    more = [f"and {len(facts) - 6} more"] if len(facts) > 6 else []
+    options, room = member.adapter.options, f'inarch.adapter("{member.kind}", ..., '
+    remedy = f'make another model: model.without("{member.name}").adapt(...)'
+    if member.merged:
+        remedy = "swap it in the model that was merged, and merge that again"
+    elif getattr(options, "capacity", 0) is None:
+        remedy = f"make it with room for both: {room}capacity=64)"
+    elif hasattr(options, "covers") and any(_NOTHING_THERE in fact for fact in facts):
+        remedy = f"make it with room for both: {room}capacity={options.capacity}, covers=[...])"
+    return InarchError(
+        "IA498",
+        f"the adapter `{member.name}` can't hold these weights in place",
+        where=weights,
+        why="\n".join([*facts[:6], *more]),
+        remedy=remedy,
+    )
