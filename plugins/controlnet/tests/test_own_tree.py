@@ -211,6 +211,8 @@ def test_a_stack_file_says_it_in_a_table_of_its_own(scene: Path) -> None:
     [member] = plan.members
     assert [(one.name, one.kind, one.scale) for one in member.adapters] == [("lines", "lora", 0.5)]
     assert member.parameters == sum(p.numel() for p in model.adapter_parameters("canny").values())
+    inside = model.adapters["canny"].inner.adapter_parameters("lines").values()
+    assert member.adapters[0].parameters == sum(p.numel() for p in inside)  # equal ones counted too
     assert plan.proof is not None
     assert not plan.proof.unproved
     again = Plan.from_json(plan.to_json())

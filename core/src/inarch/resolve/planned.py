@@ -100,10 +100,6 @@ def planned(member: Member | Draft) -> PlannedMember:
     kinds: dict[str, int] = {}
     for edit in member.edits:
         kinds[edit.kind] = kinds.get(edit.kind, 0) + 1
-    modules = [module for edit in member.edits for _, module in parts(edit)]
-    if isinstance(member, Member):
-        modules = list(member.modules.values())
-    brought = {id(p): p for module in modules for p in module.parameters()}
     return PlannedMember(
         member.name,
         member.kind,
@@ -117,11 +113,21 @@ def planned(member: Member | Draft) -> PlannedMember:
         entry.version if entry else "",
         dict(sorted(kinds.items())),
         _inputs(member.edits),
-        sum(p.numel() for p in brought.values()),
+        _count(member),
         [] if member.header is None else _files(member.header),
         asks_of(member, installed()),
         [planned(one) for one in _inside(member)],
     )
+
+
+def _count(member: Member | Draft) -> int:
+    """How many numbers a member brings, without what stands in a tree of its own."""
+    if isinstance(member, Member):
+        every = {id(p): p for module in member.modules.values() for p in module.parameters()}
+        return sum(parameter.numel() for parameter in every.values())
+    # Until they are filled, equal edges may share their parameters (`Edge.twin`).
+    modules = {id(module): module for edit in member.edits for _, module in parts(edit)}
+    return sum(p.numel() for module in modules.values() for p in module.parameters())
 
 
 def _inside(member: Member | Draft) -> list[Member | Draft]:
