@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "processes"))
 
-from two import asked_of_two
+from starting import asked_of
 
 MODEL, BLOCKS = "grouped queries", 2
 STACKS = ("none", "lora", "stack", "prefix")
@@ -26,7 +26,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
         for plan in ("tensor", "fsdp", "replicate")
         for stack in STACKS
     ]
-    first, second = asked_of_two(asked, tmp_path_factory.mktemp("collectives"))
+    first, second = asked_of(2, asked, tmp_path_factory.mktemp("collectives"))
     assert first == second
     return {f"{plan} {stack}": first["-".join(one)] for one in asked for _, _, stack, plan in [one]}
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +48,7 @@ STACKS: dict[str, Callable[[], list[Any]]] = {
     "lokr": lambda: [lora("kronecker", algorithm="lokr", factor=4)],
     "pissa": lambda: [lora("principal", start="pissa")],
     "usual": lambda: [inarch.adapter("lora", name="usual", rank=2)],
+    "formless": lambda: [lora("formless", format="kohya", lora_bias=True)],
     "rows": lambda: [lora("direction", use_dora=True)],
     "taps": lambda: [
         inarch.adapter("steering", name="steer", targets=["model.layers.*.mlp.gate"], width=24)
@@ -90,4 +93,13 @@ def named(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
             yield (f"{name}.{path}" if name else path), parameter
 
 
-SPLITTABLE = [name for name in STACKS if name not in ("rows", "taps")]
+SPLITTABLE = [name for name in STACKS if name not in ("rows", "taps", "formless")]
+
+
+def content(path: Path) -> Any:
+    """A file's bytes; of safetensors, whose header has no order, its parts."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return file.metadata(), {k: (t.dtype, t.tolist()) for k, t in tensors.items()}

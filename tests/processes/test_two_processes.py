@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from scenes import SPLITTABLE, adapted, base, ids, loss_of, named
-from two import asked_of_two
+from scenes import SPLITTABLE, adapted, base, content, ids, loss_of, named
+from starting import asked_of
 
 import inarch
 from inarch.distribute import load_tensors
@@ -49,8 +48,9 @@ def found(folder: Path) -> list[dict[str, Any]]:
         *(("refused", *one[:3]) for one in REFUSED),
         *(("generated", *one) for one in GENERATED),
         *(("alike", *one) for one in ALIKE),
+        ("unsaved", GROUPED, "formless", "tensor"),
     ]
-    return asked_of_two(tasks, folder)
+    return asked_of(2, tasks, folder)
 
 
 def name_of(one: tuple[str, ...]) -> str:
@@ -90,13 +90,11 @@ def test_two_processes_give_the_logits_and_gradients_of_one(
         assert one["late"] == "IA108"
 
 
-def content(path: Path) -> Any:
-    """A file's bytes; of safetensors, whose header has no order, its parts."""
-    if path.suffix != ".safetensors":
-        return path.read_bytes()
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return file.metadata(), {k: (t.dtype, t.tolist()) for k, t in tensors.items()}
+def test_a_process_lets_go_of_the_layers_it_has_a_part_of(
+    scene: tuple[str, str, str], found: list[dict[str, Any]]
+) -> None:
+    layers = 0 if scene[2] == "tensor" else 4
+    assert [one[f"ran-{name_of(scene)}"]["kept"] for one in found] == [layers, layers]
 
 
 def test_what_two_save_is_the_file_that_one_saves(
@@ -159,6 +157,11 @@ def test_every_tree_of_other_families_runs_as_in_one_process(
         result = one[f"alike-{name_of(case)}"]
         assert result["far"] < 1e-5
         assert (result["split"] > 20) == (case[2] == "tensor")
+
+
+def test_what_cant_be_saved_is_refused_in_both(found: list[dict[str, Any]]) -> None:
+    name = f"unsaved-{name_of((GROUPED, 'formless', 'tensor'))}"
+    assert [one[name]["code"] for one in found] == ["IA408", "IA408"]
 
 
 def test_a_model_is_not_sharded_without_processes() -> None:

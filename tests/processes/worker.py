@@ -1,4 +1,4 @@
-"""One of two processes that a test starts. Arguments: rank, a folder to meet in and write to.
+"""One of several processes that a test starts. Arguments: rank, size, a folder to meet in.
 
 It runs every scene that `asked.json` in the folder lists, and rank 0 leaves `found.pt`.
 """
@@ -6,14 +6,17 @@ It runs every scene that `asked.json` in the folder lists, and rank 0 leaves `fo
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import scenes
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 
 import inarch
@@ -22,10 +25,23 @@ from inarch.errors import InarchError
 from inarch.testing.tiny import tiny_models
 
 
+def spread(model: Any, plan: str) -> Any:
+    """`fsdp` over all processes, or `fsdp by tensor` over a mesh of two by two."""
+    name, by, _ = plan.partition(" by ")
+    names = ("data", "tensor")
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=names) if by else None
+    return inarch.shard(model, name, mesh)  # type: ignore[arg-type]
+
+
 def ran(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
     """Logits of this process's rows, every gradient made whole, and what was saved."""
     model = scenes.adapted(label, stack)
-    model = inarch.shard(model, plan)  # type: ignore[arg-type]
+    layers = model.pristine[""].select("model.layers.*.{self_attn,mlp}.{q_proj,down_proj}")
+    whole = [weakref.ref(found.module) for found in layers]
+    del layers
+    model = spread(model, plan)
+    gc.collect()
+    kept = sum(layer() is not None for layer in whole)
     for tree in model.trees.values():
         tree.requires_grad_(True)
     part, parts = model.layout.part_of_data
@@ -54,6 +70,7 @@ def ran(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
         "gradients": gradients,
         "norm": norm,
         "late": code,
+        "kept": kept,
     }
 
 
@@ -61,7 +78,7 @@ def refused(label: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
     model = scenes.adapted(label, stack)
     before = {name: id(p) for name, p in scenes.named(model)}
     try:
-        inarch.shard(model, plan)  # type: ignore[arg-type]
+        spread(model, plan)
     except InarchError as error:
         same = before == {name: id(p) for name, p in scenes.named(model)}
         return {"code": error.code, "text": str(error), "untouched": same}
@@ -69,15 +86,25 @@ def refused(label: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
 
 
 def generated(label: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
-    model = inarch.shard(scenes.adapted(label, stack), plan)  # type: ignore[arg-type]
+    model = spread(scenes.adapted(label, stack), plan)
     prompts = scenes.ids().tolist()
     steps = model.generate_ids(prompts, max_new_tokens=6, stop=frozenset())
     return {"tokens": list(steps)}
 
 
+def unsaved(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
+    """The code with which a file that can't be is refused, in every process."""
+    model = spread(scenes.adapted(label, stack), plan)
+    try:
+        model.save_adapter(model.adapters[0].name, folder)
+    except InarchError as error:
+        return {"code": error.code}
+    return {"code": ""}
+
+
 def counted(label: str, stack: str, plan: str, _folder: Path) -> dict[str, int]:
     """The collectives of one forward, of one backward, and of adding up gradients after it."""
-    model = inarch.shard(scenes.adapted(label, stack), plan)  # type: ignore[arg-type]
+    model = spread(scenes.adapted(label, stack), plan)
     for tree in model.trees.values():
         tree.requires_grad_(True)
     parameters = [p for _, p in scenes.named(model)]
@@ -104,7 +131,7 @@ def alike(family: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
             parameter.data.add_(0.1)
     with torch.no_grad():
         expected = [model.trees[e.tree](**e.inputs) for e in model.examples()]
-        model = inarch.shard(model, plan)  # type: ignore[arg-type]
+        model = spread(model, plan)
         given = [model.trees[e.tree](**e.inputs) for e in model.examples()]
     pairs = zip(_tensors(given), _tensors(expected), strict=True)
     far = [float((one - other).abs().max() / other.abs().max()) for one, other in pairs]
@@ -117,23 +144,30 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for one in value for tensor in _tensors(one)]
 
 
-TASKS = {"alike": alike, "counted": counted, "ran": ran, "refused": refused, "generated": generated}
+TASKS = {
+    "unsaved": unsaved,
+    "alike": alike,
+    "counted": counted,
+    "ran": ran,
+    "refused": refused,
+    "generated": generated,
+}
 
 
-def work(rank: int, folder: Path) -> None:
+def work(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'meeting'}",
         rank=rank,
-        world_size=2,
+        world_size=size,
         timeout=datetime.timedelta(seconds=120),
     )
     found: dict[str, Any] = {}
     for task, label, stack, plan in json.loads((folder / "asked.json").read_text()):
         name = "-".join((task, label, stack, plan))
         found[name] = TASKS[task](label, stack, plan, folder / name)
-    everyones: list[Any] = [None, None]
+    everyones: list[Any] = [None] * size
     dist.all_gather_object(everyones, found)
     if rank == 0:
         torch.save(everyones, folder / "found.pt")
@@ -142,4 +176,4 @@ def work(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))
+    work(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -264,19 +264,21 @@ class Model(Foundation):
         member = self.adapters[name]
         path, layout = Path(folder), self.layout
         modules = member.modules if layout is None else layout.whole(member)
-        if layout is not None and not layout.writes:
-            layout.wait()
-            return path
-        path.mkdir(parents=True, exist_ok=True)
-        about = {"fingerprint": self.fingerprint()}
-        if self.checkpoint is not None:
-            about["base"] = self.checkpoint.path.name
-        asks = asks_of(member, installed())
-        if asks:
-            about["asks"] = json.dumps(asks, sort_keys=True)
-        member.adapter.write(path, modules, about)
-        if layout is not None:
-            layout.wait()
+
+        def write() -> None:
+            path.mkdir(parents=True, exist_ok=True)
+            about = {"fingerprint": self.fingerprint()}
+            if self.checkpoint is not None:
+                about["base"] = self.checkpoint.path.name
+            asks = asks_of(member, installed())
+            if asks:
+                about["asks"] = json.dumps(asks, sort_keys=True)
+            member.adapter.write(path, modules, about)
+
+        if layout is None:
+            write()
+        else:
+            layout.by_first(write)
         return path
 
     def _repr_html_(self) -> str | None:

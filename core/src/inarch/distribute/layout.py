@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from inarch.adapters.placement import WHOLE, Placed, Placement, Split
 from inarch.distribute.parts import Placements, copied
+from inarch.errors import InarchError
 
 if TYPE_CHECKING:
     from inarch.adapters import SiteView
@@ -51,6 +52,20 @@ class Spread:
 
     def wait(self) -> None:
         dist.barrier()
+
+    def by_first(self, work: Callable[[], object]) -> None:
+        """Done by the first process while the others wait; what it raises, all raise."""
+        told: list[Exception | None] = [None]
+        try:
+            if self.writes:
+                work()
+        except InarchError as error:
+            told = [error]
+        except Exception as error:  # which may not be one that can be sent
+            told = [RuntimeError(f"{type(error).__name__}: {error}")]
+        dist.broadcast_object_list(told, device=self._device())
+        if told[0] is not None:
+            raise told[0]
 
     # Gradients
 
@@ -103,10 +118,14 @@ class Spread:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all ask at once."""
-        where = self.data or self.tensor
-        value = torch.tensor(float(flag), device=None if where is None else where.device_type)
+        value = torch.tensor(float(flag), device=self._device())
         dist.all_reduce(value)
         return bool(value)
+
+    def _device(self) -> torch.device | None:
+        """Where the processes' messages lie."""
+        mesh = self.data or self.tensor
+        return None if mesh is None else torch.device(mesh.device_type)
 
     def total(self, value: Tensor) -> Tensor:
         """A sum over the processes that have examples of their own, in place."""

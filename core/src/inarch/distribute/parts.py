@@ -72,6 +72,15 @@ def copied(module: nn.Module) -> Any:
     return twin
 
 
+def without_values(module: nn.Module) -> nn.Module:
+    """A twin whose own parameters have shapes and no values."""
+    twin: Any = copied(module)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            twin._parameters[name] = nn.Parameter(parameter.detach().to("meta"), False)
+    return twin
+
+
 def with_modules(edit: Edit, twins: Mapping[nn.Module, nn.Module]) -> Edit:
     """The edit with other modules in the place of some."""
     step = _mapped(edit.step, twins)

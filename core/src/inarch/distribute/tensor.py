@@ -23,7 +23,14 @@ from inarch.adapters.model import adapted
 from inarch.adapters.placement import Placed, Split, Unplaceable
 from inarch.adapters.slot import Slot
 from inarch.distribute.collectives import FromParts, ToParts
-from inarch.distribute.parts import Placements, layer_placements, part_of_module, with_modules
+from inarch.distribute.parts import (
+    Placements,
+    copied,
+    layer_placements,
+    part_of_module,
+    with_modules,
+    without_values,
+)
 from inarch.distribute.regions import Region, regions_of
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
@@ -63,10 +70,11 @@ def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.M
     for name, tree in trees.items():
         own = [e for r in regions if r.tree == name for e in _collectives(r, mesh)]
         trees[name] = tree.edit(own)
+    twins += [_let_go(member, model.sites) for member in members if member.merged]
     by_name = {twin.name: twin for twin in twins}
     result = copy.copy(model)
     result.trees, result.pristine, result._sites = trees, pristine, sites  # pyright: ignore[reportPrivateUsage]
-    result.adapters = Members([by_name.get(m.name, m) for m in model.adapters])
+    result.adapters = Members([by_name[member.name] for member in model.adapters])
     return result, placed
 
 
@@ -170,6 +178,21 @@ def _twin(
     modules = {address: twins.get(m, m) for address, m in member.modules.items()}
     held = places(edits) | places(edits, of_buffers=True)
     return replace(member, edits=edits, modules=modules, slot=Slot(member.content, held))
+
+
+def _let_go(member: Member, sites: SiteView) -> Member:
+    """A merged member that holds no layer of the base: the model's weights contain it."""
+    twins: dict[nn.Module, nn.Module] = {}
+    for edit in member.edits:
+        site = sites.all.get(edit.address)
+        for _, module in modules_of(edit):
+            if isinstance(module, Placed):
+                twin = twins[module] = copied(module)
+                layer = None if site is None else site.module
+                twin.placed(Split(), None if layer is None else without_values(layer))
+    edits = tuple(with_modules(edit, twins) for edit in member.edits)
+    modules = {address: twins.get(m, m) for address, m in member.modules.items()}
+    return replace(member, edits=edits, modules=modules)
 
 
 def _begun(trees: Mapping[str, Chain], regions: list[Region], mesh: DeviceMesh) -> dict[str, Chain]:

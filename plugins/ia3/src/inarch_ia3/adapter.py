@@ -41,10 +41,10 @@ class IA3(Adapter):
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)
-        self.layers: dict[str, nn.Module] = {}
+        self.layers: dict[str, type[nn.Module]] = {}
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
-        self.layers = {a: s.module for a, s in sites.all.items() if s.module is not None}
+        self.layers = {a: type(s.module) for a, s in sites.all.items() if s.module is not None}
         return list(self._fresh(sites) if weights is None else self._from_file(sites, weights))
 
     def _fresh(self, sites: SiteView) -> Iterable[Edit]:
@@ -126,7 +126,7 @@ class IA3(Adapter):
         """Save as PEFT does; see `inarch_ia3.peft_format`."""
         outputs = [a for a, e in edges.items() if not isinstance(e, InputFactor)]
         inputs = [a for a, e in edges.items() if isinstance(e, InputFactor)]
-        transposed = any(isinstance(self.layers[a], TransposedLinear) for a in edges)
+        transposed = any(issubclass(self.layers[a], TransposedLinear) for a in edges)
         config = {
             "peft_type": "IA3",
             "task_type": None,

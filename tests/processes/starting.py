@@ -1,4 +1,4 @@
-"""Starts two processes for what a test asks of them."""
+"""Starts processes for what a test asks of them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import torch
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def asked_of_two(tasks: Sequence[Sequence[str]], folder: Path) -> list[dict[str, Any]]:
-    """What each of two gloo processes found, by task."""
+def asked_of(size: int, tasks: Sequence[Sequence[str]], folder: Path) -> list[dict[str, Any]]:
+    """What each of several gloo processes found, by task."""
     folder.mkdir(exist_ok=True)
     (folder / "asked.json").write_text(json.dumps(tasks))
     workers = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(folder)],
+            [sys.executable, str(WORKER), str(rank), str(size), str(folder)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]
     try:
         for worker in workers:
