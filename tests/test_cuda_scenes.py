@@ -96,12 +96,13 @@ def test_a_scene_on_a_gpu_has_the_latents_it_has_on_the_cpu(
 def test_a_scene_in_half_precision_on_a_gpu_stays_near_the_cpu(
     place: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, expected = run_scene(place, name, [], monkeypatch)
-    options = ["--device", "cuda", "--dtype", "float16"]
-    _, latents = run_scene(place, name, options, monkeypatch)
-    assert latents.dtype is torch.float16
-    spread = float(expected.std())
-    assert float((latents.cpu().float() - expected).abs().mean()) < 0.05 * spread
+    # In half precision there too: some versions of torch draw other noise for another dtype.
+    options = ["--dtype", "float16"]
+    _, expected = run_scene(place, name, options, monkeypatch)
+    _, latents = run_scene(place, name, ["--device", "cuda", *options], monkeypatch)
+    assert latents.dtype is expected.dtype is torch.float16
+    spread = float(expected.float().std())
+    assert float((latents.cpu() - expected).float().abs().mean()) < 0.05 * spread
 
 
 @pytest.mark.parametrize("which", SEVERAL)
