@@ -225,3 +225,28 @@ def test_one_process_is_not_asked_to_share(
     assert alone(training(folder, "nothing", 1, "--parallel", plan)) == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "IA882"
     assert not (folder / "nothing").exists()
+
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, ON_GPU])])
+def test_a_group_of_one_trains_and_goes_on_under_another_plan(device: str, folder: Path) -> None:
+    assert grouped_in_turn(folder, device) == [4, 8]
+
+
+def grouped_in_turn(folder: Path, device: str) -> list[int]:
+    """The steps done after each of two runs by a group of one, the second of another plan."""
+    steps: list[int] = []
+    for more in (["--parallel", "fsdp"], ["--parallel", "tensor", "--resume"]):
+        command = training(folder, f"on {device}", 4 + 4 * len(steps), "--device", device, *more)
+        done = subprocess.run(
+            [*TORCHRUN[:-1], "1", "-m", "inarch", *command],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        steps.append(json.loads(done.stdout)["data"]["steps"])
+    return steps
