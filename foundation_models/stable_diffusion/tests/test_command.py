@@ -84,6 +84,19 @@ def test_images_and_masks_come_in_as_files(folder: Path, tmp_path: Path) -> None
     assert recorded(out)["task"] == "inpaint"
 
 
+def test_a_picture_is_made_again_from_another_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((24, 16), 90).convert("RGB").save("in.png")
+    given = ("--prompt", "a boat", "--steps", 2, "--image", "in.png", "--out", "out.png")
+    assert run(folder, *given) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run("../out.png", "--out", "again.png") == 0
+    assert pixels(tmp_path / "out.png") == pixels(Path("again.png"))
+
+
 def test_a_grid_has_a_column_for_each_seed_and_a_row_for_each_scale(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from inarch.weights import blank
+from inarch_clip.config import parse as parse_clip
+from inarch_clip.text import text
 from inarch_stable_diffusion.unet import unet
 from inarch_stable_diffusion.unet_config import parse_unet
 from inarch_stable_diffusion.vae import vae
@@ -95,3 +97,46 @@ def test_the_autoencoder_has_every_key_and_shape_of_the_published_one() -> None:
 
 def _shapes(module: Any) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+# Of text_encoder/config.json: SD 1.5's, 2.1's, and the second one of XL (the first is SD 1.5's).
+TEXTS: dict[str, dict[str, Any]] = {
+    "sd1.5": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+    "sd2.1": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "projection_dim": 512,
+    },
+    "sdxl": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "hidden_act": "gelu",
+        "projection_dim": 1280,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_encoder_has_every_key_and_shape_of_the_published_one(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = {"num_attention_heads": 12, "vocab_size": 49408, **TEXTS[name]}
+    kind = "CLIPTextModelWithProjection" if name == "sdxl" else "CLIPTextModel"
+    config = transformers.CLIPTextConfig(**settings)
+    with torch.device("meta"):
+        theirs = getattr(transformers, kind)(config)
+    parsed = parse_clip({**config.to_dict(), "architectures": [kind]}).text
+    assert parsed is not None
+    with blank():
+        ours = text(parsed)
+    # The published files have `text_model.`, which this transformers leaves out in one class.
+    expected = {
+        key if key.startswith("text_") else f"text_model.{key}": shape
+        for key, shape in _shapes(theirs).items()
+        if not key.endswith("position_ids")
+    }
+    assert _shapes(ours) == expected

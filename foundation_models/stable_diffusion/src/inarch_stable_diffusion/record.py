@@ -39,8 +39,16 @@ def record(
         "adapter": [_adapter(member) for member in model.adapters],
         "digest": model.digest,
         "task": task,
-        "settings": dict(settings),
+        "settings": {name: _from_anywhere(value) for name, value in settings.items()},
     }
+
+
+def _from_anywhere(value: Any) -> Any:
+    """Settings with the paths of files whole, so that they are found from other folders too."""
+    if isinstance(value, Mapping):
+        return {name: _from_anywhere(one) for name, one in value.items()}
+    is_file = isinstance(value, str | Path) and len(str(value)) < 1024 and Path(value).is_file()
+    return str(Path(value).resolve()) if is_file else value
 
 
 def _adapter(member: Member) -> dict[str, Any]:
