@@ -83,6 +83,8 @@ CODES: Final[dict[str, str]] = {
     "IA509": "a library that an input needs and that is not installed",
     "IA511": "unknown rotary positions",
     "IA512": "a step that can't be compiled",
+    "IA513": "rows whose adapters can't be told so",
+    "IA514": "an adapter that can't run on some rows only",
     # 7xx the command line
     "IA701": "a command used wrongly",
     "IA702": "a word that names nothing",

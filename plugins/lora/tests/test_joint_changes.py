@@ -20,6 +20,7 @@ def _assign_data(parameter: Any) -> None:
 
 
 CHANGES: dict[str, Any] = {
+    "another scaling": lambda m: setattr(m.tree.fc1__b, "scaling", 3.0),
     "a rescale": lambda m: setattr(m.adapters["ab"], "scale", 0.3),
     "a write in place": lambda m: write(m.tree.fc1__b.lora_B),
     "a write in inference mode": lambda m: torch.inference_mode()(write)(m.tree.fc1__b.lora_A),

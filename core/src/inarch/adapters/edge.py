@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from inarch.adapters.placement import Placement, Split, Unplaceable
+from inarch.adapters.row_edges import RowTerm
 from inarch.tree.chain import HOOKS
 
 
@@ -33,6 +34,10 @@ class Edge(nn.Module):
     """
 
     from_file: ClassVar[tuple[str, ...]] = ()
+    rowwise: ClassVar[bool] = False
+    """Whether it makes of each row of a batch what it makes of that row alone, so that it may run
+    on some of them. It then takes one value, whose first dimension is the batch."""
+
     scale: Tensor
 
     def __init__(self) -> None:
@@ -73,6 +78,17 @@ class Edge(nn.Module):
             site: the base's module; None where a function or combinator stands.
             loaded: whether the parameters came from a file.
         """
+
+    def on_rows(self, rows: Iterable[int], count: int) -> nn.Module:
+        """What adds its term to some rows of a batch; for edges that are `rowwise`.
+
+        Overridden where the terms of several adapters in different rows can be computed at once.
+
+        Args:
+            rows: their numbers, ascending.
+            count: of rows in the batch.
+        """
+        return RowTerm(self, rows, count)
 
     def reset_parameters(self) -> None:
         """Give fresh parameters the values an untrained adapter starts from: no effect at all."""

@@ -18,6 +18,7 @@ from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.adapters.packing import packed_trees
+from inarch.adapters.rows import Row, Rows, in_rows, of_rows, rows_of
 from inarch.adapters.telling import tell
 from inarch.adapters.vocabulary import taught, with_words
 from inarch.errors import InarchError
@@ -52,6 +53,7 @@ class Model(Foundation):
         self.adapters = Members()
         self.order = Order()
         self.layout: Spread | None = None
+        self.row_adapters: Rows | None = None
         self._grown: Mapping[str, Tokenizer] = {}
         self._packed = False
 
@@ -228,8 +230,27 @@ class Model(Foundation):
         model._packed = packed
         return model
 
+    def rows(self, adapters: Sequence[Row]) -> Self:
+        """This model for batches in which each row has adapters of its own.
+
+        Rows don't see each other: what is no number in one of them stays there. It shares all
+        weights with this one; of LoRA's it holds a copy that is laid out for the rows.
+
+        Args:
+            adapters: one entry a row: a name, None for the base, or several names, which act in
+                this model's order.
+
+        Raises:
+            InarchError: IA403 for an adapter this model doesn't have, IA513 for entries that can't
+                be, or an adapter that is merged, IA514 for one that can't run on some rows only.
+        """
+        self._refuse_shared()
+        return in_rows(self, rows_of(self, adapters))
+
     def _refuse_shared(self) -> None:
-        """Refuse to make another model of one that lies over several processes."""
+        """Refuse to make another model of one that lies over several processes, or is of rows."""
+        if self.row_adapters is not None:
+            raise of_rows()
         if self.layout is not None:
             raise InarchError(
                 "IA108",

@@ -71,9 +71,20 @@ class Generation:
             return None
         return torch.arange(self.capacity, device=self.device) >= self.capacity - self.window
 
-    def steps(self, sampling: Sampling, stop: frozenset[int]) -> Iterator[list[int | None]]:
-        """The tokens of each step, None for rows that have stopped after a stop token."""
-        generator = sampling.generator(self.device)
+    def steps(
+        self, sampling: Sampling, stop: frozenset[int], *, apart: bool = False
+    ) -> Iterator[list[int | None]]:
+        """The tokens of each step, None for rows that have stopped after a stop token.
+
+        Args:
+            sampling: how tokens are chosen.
+            stop: tokens that end a row.
+            apart: with a seed, let each row draw what it would draw alone.
+        """
+        generator: torch.Generator | list[torch.Generator] | None = sampling.generator(self.device)
+        if apart and generator is not None:
+            own = [sampling.generator(self.device) for _ in range(len(self.ids))]
+            generator = [one for one in own if one is not None]
         live = [True] * len(self.ids)
         given, start, seen = self.ids, 0, None
         self.decoder.begin(self.capacity)
@@ -97,7 +108,7 @@ class Generation:
         start: int,
         seen: Tensor | None,
         sampling: Sampling,
-        generator: torch.Generator | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The next token of each row, [batch], and which tokens each row has had, if asked."""
         logits = self._logits(given, start)[:, -1]

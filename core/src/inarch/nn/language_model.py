@@ -10,12 +10,15 @@ from torch import Tensor
 
 from inarch.adapters.example import Example
 from inarch.adapters.model import Model
+from inarch.adapters.row_edges import other_batch
+from inarch.adapters.rows import Row
 from inarch.errors import InarchError
 from inarch.nn.answer import Answer
 from inarch.nn.attention import causal_mask, positions_of
 from inarch.nn.capture import captured_addresses, capturing
 from inarch.nn.decoder import BEGINS, Places
 from inarch.nn.generation import Generation
+from inarch.nn.mixed import Batch, batches, in_order
 from inarch.nn.sampling import Sampling
 from inarch.nn.tokenizer import Messages, Tokenizer
 
@@ -65,7 +68,7 @@ class LanguageModel(Model):
 
         Raises:
             InarchError: IA402 for a capture that matches nothing, IA505 for ids of another shape,
-                or a mask that is not theirs.
+                or a mask that is not theirs, IA513 for another batch than one of `rows`.
         """
         if input_ids.dim() != 2 or input_ids.is_floating_point():
             raise InarchError(
@@ -76,6 +79,8 @@ class LanguageModel(Model):
                 remedy="add a batch dimension: input_ids[None]",
             )
         batch, time = input_ids.shape
+        if self.row_adapters is not None and batch != len(self.row_adapters):
+            raise other_batch(len(self.row_adapters), batch)
         padding, positions = None, torch.arange(time, device=input_ids.device)[None]
         if attention_mask is not None:
             if attention_mask.shape != input_ids.shape:
@@ -134,6 +139,7 @@ class LanguageModel(Model):
         stop: str | Sequence[str] = (),
         stream: bool = False,
         compile: bool = False,
+        adapters: Sequence[Row] | None = None,
     ) -> str | list[str] | Iterator[str]:
         """Text that continues a prompt or answers messages, or a list of either.
 
@@ -148,20 +154,24 @@ class LanguageModel(Model):
             compile: compile the step from token to token, once for each structure, batch and
                 capacity (the next power of two of prompt and `max_new_tokens` together). That
                 takes seconds once and pays where many tokens follow.
+            adapters: what each prompt has, instead of all that the model has: see `generate_ids`.
 
         Returns:
             The text without the prompt; a list of texts for a list; an iterator when streaming.
 
         Raises:
-            InarchError: IA501 to IA506, IA512.
+            InarchError: IA501 to IA506, IA512; IA403 and IA513 for `adapters`.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        tokenizer = self._tokenizer()
+        self._tokenizer()
         many = _is_batch(prompt)
         prompts: list[Any] = list(prompt) if many else [prompt]
         if not prompts:
             return []
-        ids = [_encoded(tokenizer, one) for one in prompts]
+        parts = self._batches(adapters, len(prompts), compile)
+        models = dict(sorted((i, part.model) for part in parts for i in part.numbers)).values()
+        tokenizers = [model._tokenizer() for model in models]
+        ids = [_encoded(own, one) for own, one in zip(tokenizers, prompts, strict=True)]
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if "" in stops:
             raise InarchError("IA504", "a stop text is empty", where="stop", remedy="leave it out")
@@ -172,10 +182,8 @@ class LanguageModel(Model):
                 why=f"{len(prompts)} were given",
                 remedy="stream each on its own, or leave stream out",
             )
-        steps = self.generate_ids(
-            ids, max_new_tokens=max_new_tokens, sampling=sampling, compile=compile
-        )
-        answers = [Answer(tokenizer, self.stop_ids, stops) for _ in ids]
+        steps = _run(parts, ids, max_new_tokens, sampling, self.stop_ids, compile=compile)
+        answers = [Answer(tokenizer, self.stop_ids, stops) for tokenizer in tokenizers]
         if stream:
             return _streamed(steps, answers[0])
         texts = _finished(steps, answers)
@@ -189,6 +197,7 @@ class LanguageModel(Model):
         sampling: Sampling | None = None,
         stop: frozenset[int] | None = None,
         compile: bool = False,
+        adapters: Sequence[Row] | None = None,
     ) -> Iterator[list[int | None]]:
         """Token ids step by step, one for each prompt, None for prompts that have stopped.
 
@@ -197,11 +206,42 @@ class LanguageModel(Model):
             max_new_tokens, compile: see `generate`.
             sampling: how tokens are chosen; the likeliest each time where it is left out.
             stop: tokens that end a row; the model's own where they are left out.
+            adapters: what each prompt has, instead of all that the model has: a name, None for
+                the base, or several names. They run as one batch where `rows` takes them, and
+                else, or compiled, as one batch for each stack. A row's tokens are those it has
+                alone, in either case and with a seed too, from which each row draws for itself.
 
         Raises:
             InarchError: IA504 where there is nothing to begin with or nothing to generate; IA512,
-                with the second token, where the step can't be compiled.
+                with the second token, where the step can't be compiled; IA403 for an adapter that
+                the model doesn't have, IA513 for other faults of `adapters`.
         """
+        parts = self._batches(adapters, len(prompts), compile)
+        stops = self.stop_ids if stop is None else stop
+        chosen = sampling or Sampling()
+        return _run(parts, prompts, max_new_tokens, chosen, stops, compile=compile)
+
+    def _batches(
+        self, adapters: Sequence[Row] | None, count: int, compile: bool
+    ) -> list[Batch[LanguageModel]]:
+        """The batches that some prompts run in."""
+        if self.row_adapters is not None and len(self.row_adapters) != count:
+            raise other_batch(len(self.row_adapters), count)
+        if adapters is None:
+            return [Batch(self, tuple(range(count)), apart=self.row_adapters is not None)]
+        return batches(self, adapters, count, compile=compile)
+
+    def _steps(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: frozenset[int],
+        *,
+        compile: bool,
+        apart: bool,
+    ) -> Iterator[list[int | None]]:
+        """The steps of one batch: see `generate_ids` and `Generation.steps`."""
         if max_new_tokens < 1:
             raise InarchError(
                 "IA504",
@@ -226,7 +266,7 @@ class LanguageModel(Model):
             pad=self._pad_id(),
             compile=compile,
         )
-        return generation.steps(sampling or Sampling(), self.stop_ids if stop is None else stop)
+        return generation.steps(sampling, stop, apart=apart)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -253,6 +293,33 @@ class LanguageModel(Model):
                 remedy="put tokenizer.json beside config.json, or call the model with token ids",
             )
         return self.tokenizer
+
+
+def _run(
+    parts: Sequence[Batch[LanguageModel]],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: frozenset[int],
+    *,
+    compile: bool,
+) -> Iterator[list[int | None]]:
+    """The steps of some batches as those of one."""
+    steps = [
+        part.model._steps(
+            [prompts[number] for number in part.numbers],
+            max_new_tokens,
+            sampling,
+            stop,
+            compile=compile,
+            apart=part.apart,
+        )
+        for part in parts
+    ]
+    if len(parts) == 1:
+        return steps[0]
+    numbers = [part.numbers for part in parts]
+    return in_order(list(zip(numbers, steps, strict=True)), len(prompts))
 
 
 def _streamed(steps: Iterator[list[int | None]], answer: Answer) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,14 +67,17 @@ class Sampling:
         return torch.Generator(device).manual_seed(self.seed)
 
     def next(
-        self, logits: Tensor, seen: Tensor | None, generator: torch.Generator | None
+        self,
+        logits: Tensor,
+        seen: Tensor | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> Tensor:
         """The next token of each row, [batch].
 
         Args:
             logits: [batch, vocabulary].
             seen: [batch, vocabulary], True for tokens that occurred; None without a penalty.
-            generator: see `generator`.
+            generator: see `generator`; or one for each row, which then draws what it would alone.
         """
         scores = logits.float()
         if seen is not None and self.repetition_penalty is not None:
@@ -81,7 +85,11 @@ class Sampling:
         if self.temperature == 0:
             return scores.argmax(-1)
         scores = self.filtered(scores)
-        return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+        likely = scores.softmax(-1)
+        if not isinstance(generator, Sequence):
+            return torch.multinomial(likely, 1, generator=generator)[:, 0]
+        rows = zip(likely.split(1), generator, strict=True)
+        return torch.cat([torch.multinomial(row, 1, generator=own)[:, 0] for row, own in rows])
 
     def filtered(self, scores: Tensor) -> Tensor:
         """The scores at the temperature, -inf where a token is not kept."""

@@ -145,6 +145,31 @@ class Running(Subject):
                 assert step[row] == int(logits.argmax()), f"prompt {row} after {ids}"
                 ids.append(step[row])
 
+    def test_in_a_mixed_batch_it_is_in_its_rows_alone(self, every: Model) -> None:
+        from inarch.nn import LanguageModel
+
+        if not isinstance(every, LanguageModel):
+            pytest.skip("the model does not generate text")
+        model: Any = self.trained(every)
+        prompts: list[list[int]] = [[1, 5, 2, 8, 3], [4, 6], [4, 6]]
+        adapters = [None, NAME, None]
+        steps = list(
+            model.generate_ids(prompts, adapters=adapters, max_new_tokens=4, stop=frozenset())
+        )
+        for row, name in enumerate(adapters):
+            alone: Any = model if name else every
+            expected = alone.generate_ids([prompts[row]], max_new_tokens=4, stop=frozenset())
+            assert [step[row] for step in steps] == [token for [token] in expected]
+        try:
+            mixed: Any = model.rows(adapters)
+        except InarchError as error:
+            assert error.code == "IA514"
+            pytest.skip("it can't run on some rows, and says why")
+        ids = torch.tensor([[1, 5, 2, 8], [4, 6, 7, 3], [4, 6, 7, 3]])
+        found = mixed(ids)
+        assert_close([found[1:2]], [model(ids[1:2])], self.within)
+        assert_close([found[2:]], [every(ids[2:])], self.within)
+
     def test_a_scale_it_does_not_have_is_refused(self, quick: Model) -> None:
         model = self.trained(quick)
         if list(model.adapters[NAME].edges):

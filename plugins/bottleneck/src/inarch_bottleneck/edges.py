@@ -27,6 +27,8 @@ class BottleneckEdge(Edge):
         shape: the rest.
     """
 
+    rowwise = True
+
     norm_before_weight: Tensor
     norm_before_bias: Tensor
     norm_after_weight: Tensor

@@ -30,6 +30,8 @@ class OutputFactor(Edge):
         along: the shape in which it multiplies the layer's weight.
     """
 
+    rowwise = True
+
     def __init__(self, shape: tuple[int, ...], along: tuple[int, ...]) -> None:
         super().__init__()
         self.along = along

@@ -35,6 +35,8 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class SteeringVector(Edge):
     """A vector [features], added to every position of what a site gives."""
 
+    rowwise = True
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.vector = nn.Parameter(torch.empty(width))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Made:
+class Made:
     """A term as it was when a bank was made of it."""
 
     term: LoRAEdge
@@ -30,10 +30,10 @@ class _Made:
     parameters: tuple[tuple[str, Tensor, int, int], ...]
 
     @classmethod
-    def of(cls, term: LoRAEdge) -> _Made:
+    def of(cls, term: LoRAEdge) -> Made:
         return cls(
             term,
-            term.strength,
+            acting(term),
             tuple(
                 (name, value, value._version, value.data_ptr())
                 for name, value in zip(term.names, term.pair(), strict=True)
@@ -47,7 +47,7 @@ class _Made:
         it. Writing through `data` does neither.
         """
         held = self.term._parameters
-        if self.term.strength != self.strength:
+        if acting(self.term) != self.strength:
             return False
         for name, value, version, place in self.parameters:
             if held[name] is not value or value._version != version or value.data_ptr() != place:
@@ -61,7 +61,7 @@ class Bank:
 
     pair: tuple[Tensor, Tensor] | None
     strength: float
-    made: tuple[_Made, ...]
+    made: tuple[Made, ...]
 
     @classmethod
     @torch.inference_mode(False)  # a tensor of inference mode could not be used outside of it
@@ -73,21 +73,17 @@ class Bank:
         """
         pairs = [term.pair() for term in terms]
         every = [value for pair in pairs for value in pair]
-        if any(type(v) is not nn.Parameter or v.is_inference() for v in every):
+        if not copyable(every, terms):
             return None
-        if len({(v.dtype, v.device) for v in every}) > 1:
-            return None
-        strengths = [term.strength * term.scaling * term.factor for term in terms]
-        if not all(math.isfinite(strength) for strength in strengths):
-            return None
-        acting = [(p, s) for p, s in zip(pairs, strengths, strict=True) if s != 0]
-        made = tuple(_Made.of(term) for term in terms)
-        if not acting:
+        strengths = [acting(term) for term in terms]
+        live = [(p, s) for p, s in zip(pairs, strengths, strict=True) if s != 0]
+        made = tuple(Made.of(term) for term in terms)
+        if not live:
             return cls(None, 0.0, made)
         # The largest is left to the product, which is exact, and no other factor is above 1.
-        most = max((s for _, s in acting), key=abs)
-        first = _joined([a for (a, _), _ in acting], 0)
-        second = _joined([b if s == most else b * (s / most) for (_, b), s in acting], 1)
+        most = max((s for _, s in live), key=abs)
+        first = _joined([a for (a, _), _ in live], 0)
+        second = _joined([b if s == most else b * (s / most) for (_, b), s in live], 1)
         if type(first) not in (Tensor, nn.Parameter):  # it is traced, or counted without data
             return None
         return cls((first, second), most, made)
@@ -123,11 +119,11 @@ class JointLoRA:
 
     def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """What all the terms of `x` add to `plus`, [..., outputs]."""
-        if plus is None or _distributed() or any(_alone(term) for term in self.terms):
+        if plus is None or distributed() or any(map(alone, self.terms)):
             return self._in_turn(x, plus)
         if torch.compiler.is_compiling():
             return self._traced(x, plus)
-        if torch.is_grad_enabled() and any(_learns(term) for term in self.terms):
+        if torch.is_grad_enabled() and any(map(learns, self.terms)):
             self.bank = None
             return self._in_turn(x, plus)
         bank = self.bank
@@ -163,16 +159,30 @@ class JointLoRA:
         return form.up(z, torch.cat([second for _, second in pairs], 1), plus, 1.0)
 
 
-def _distributed() -> bool:
+def copyable(parameters: Sequence[Tensor], terms: Sequence[LoRAEdge]) -> bool:
+    """Whether what is copied of them can be told from what it no longer is."""
+    return (
+        all(type(value) is nn.Parameter and not value.is_inference() for value in parameters)
+        and len({(value.dtype, value.device) for value in parameters}) == 1
+        and all(math.isfinite(acting(term)) for term in terms)
+    )
+
+
+def acting(term: LoRAEdge) -> float:
+    """All that B A is multiplied by in eager code."""
+    return term.scaling * term.factor * term.strength
+
+
+def distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _alone(term: LoRAEdge) -> bool:
+def alone(term: LoRAEdge) -> bool:
     """Whether a term must be called by itself: inputs are dropped for it alone, or a hook waits."""
     watched = bool(term._forward_hooks or term._forward_pre_hooks)
     return watched or (term.training and bool(term.dropout))
 
 
-def _learns(term: LoRAEdge) -> bool:
+def learns(term: LoRAEdge) -> bool:
     first, second = term.pair()
     return first.requires_grad or second.requires_grad

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from inarch.adapters.placement import SUMMED, Placement, Split, shard
 from inarch.errors import InarchError
 from inarch_lora.edges.joint import JointLoRA
 from inarch_lora.edges.layer import Layer
+from inarch_lora.edges.rows import RowLoRA
 from inarch_lora.edges.site import SiteEdge
 
 
@@ -202,6 +203,10 @@ class LinearLoRA(LoRAEdge):
 
     lora_A: Tensor
     lora_B: Tensor
+
+    def on_rows(self, rows: Iterable[int], count: int) -> nn.Module:
+        own = tuple(rows)
+        return super().on_rows(own, count) if self.joins is None else RowLoRA(self, own, count)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         return self.lora_A, self.lora_B

@@ -36,6 +36,7 @@ class SiteEdge(Edge):
         biases: names of parameters for which a file holds the layer's whole bias.
     """
 
+    rowwise = True
     biases: tuple[str, ...] = ()
     from_file = ("dropout",)
 

@@ -1,0 +1,174 @@
+"""LoRAs of different rows of one batch: two batched products, whoever is in which row.
+
+The matrices of each row's adapters are laid out once, filled up with noughts to the largest rank:
+a slot for each row, or for several with the same adapters. A row meets its slot's matrices and no
+others, so nothing of another's reaches it; a row without any isn't touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inarch.adapters.row_edges import RowTerm
+from inarch_lora.edges.joint import Made, acting, alone, copyable, distributed, learns
+
+if TYPE_CHECKING:
+    from inarch_lora.edges.lora import LoRAEdge
+
+_Set = tuple["LoRAEdge", ...]
+
+
+class RowLoRA(RowTerm):
+    """A LoRA of a linear layer on some rows, computed with those of others beside the layer."""
+
+    edge: LoRAEdge
+    joins = "rows"
+
+    @classmethod
+    def joined(cls, modules: Sequence[RowLoRA]) -> JointRows:
+        return JointRows(modules)
+
+    def __init__(self, edge: LoRAEdge, rows: Sequence[int], count: int) -> None:
+        super().__init__(edge, rows, count)
+        self.__dict__["apart"] = JointRows([self])
+
+    def forward(self, x: Tensor, *, plus: Tensor) -> Tensor:
+        return self.__dict__["apart"](x, plus=plus)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowBank:
+    """Matrices by slot, and where each row is.
+
+    Attributes:
+        made: what it was made of.
+        matrices: [slots, rank, inputs] and [slots, rank, outputs], the second with the ratio of
+            each strength to the largest in it; None where nothing acts in any row.
+        strength: the largest.
+        order: the row in each place of each slot; None where the rows are the places.
+        places: the place of each row that has adapters, in the order of `rows`.
+        rows: those that have adapters; None where all have.
+    """
+
+    made: tuple[Made, ...]
+    matrices: tuple[Tensor, Tensor] | None = None
+    strength: float = 0.0
+    order: Tensor | None = None
+    places: Tensor | None = None
+    rows: Tensor | None = None
+
+    def add(self, x: Tensor, plus: Tensor) -> Tensor:
+        """`x` [batch, time, inputs] and `plus` [batch, time, outputs], every row with its terms."""
+        if self.matrices is None:
+            return plus
+        first, second = self.matrices
+        slots, time = first.shape[0], x.shape[1]
+        total = plus
+        if self.order is not None:
+            x, total = x.index_select(0, self.order), plus.index_select(0, self.order)
+        z = torch.bmm(x.reshape(slots, -1, x.shape[2]), first.transpose(1, 2))
+        total = total.reshape(slots, -1, plus.shape[2])
+        total = torch.baddbmm(total, z, second, alpha=self.strength)
+        total = total.view(-1, time, plus.shape[2])
+        if self.places is not None:
+            total = total.index_select(0, self.places)
+        return total if self.rows is None else plus.index_copy(0, self.rows, total)
+
+
+class JointRows:
+    """Computes the terms of several adapters on their rows together.
+
+    Where something depends on each term by itself every adapter runs on its own rows, one after
+    another: see `JointLoRA`.
+    """
+
+    def __init__(self, modules: Sequence[RowLoRA]) -> None:
+        self.modules = tuple(modules)
+        self.bank: RowBank | None = None
+
+    def __call__(self, x: Tensor, *, plus: Tensor) -> Tensor:
+        x, plus = self.modules[0].batch(x), self.modules[0].batch(plus)
+        if torch.compiler.is_compiling() or distributed() or plus.numel() == 0:
+            return self._in_turn(x, plus)
+        terms = [module.edge for module in self.modules]
+        if any(map(alone, terms)) or (torch.is_grad_enabled() and any(map(learns, terms))):
+            self.bank = None
+            return self._in_turn(x, plus)
+        bank = self.bank
+        if bank is None or not all(made.stands() for made in bank.made):
+            known = copyable([value for term in terms for value in term.pair()], terms)
+            bank = self.bank = self._laid_out() if known else None
+        if bank is None:
+            return self._in_turn(x, plus)
+        flat = [value.reshape(len(value), -1, value.shape[-1]) for value in (x, plus)]
+        return bank.add(*flat).view(plus.shape)
+
+    def _in_turn(self, x: Tensor, plus: Tensor) -> Tensor:
+        for module in self.modules:
+            plus = RowTerm.forward(module, x, plus=plus)
+        return plus
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _laid_out(self) -> RowBank:
+        terms = [module.edge for module in self.modules]
+        strengths = {term: acting(term) for term in terms}
+        holders, made = self._holders(strengths), tuple(map(Made.of, terms))
+        if not holders:
+            return RowBank(made)
+        most = max((strengths[term] for has in holders for term in has), key=abs)
+        slots = list(_slots(holders))
+        rank = max(sum(len(term.pair()[0]) for term in has) for has in holders)
+        a, b = terms[0].pair()
+        first = a.new_zeros(len(slots), rank, a.shape[1])
+        second = b.new_zeros(len(slots), rank, b.shape[0])
+        for number, (has, _) in enumerate(slots):
+            start = 0
+            for term in has:
+                a, b = term.pair()
+                end = start + len(a)
+                first[number, start:end] = a
+                second[number, start:end] = b.t() * (strengths[term] / most)
+                start = end
+        order = [row for _, rows in slots for row in rows]
+        place = {row: order.index(row) for row in sorted(set(order))}
+        count, device = self.modules[0].count, a.device
+        same = order == list(range(count))
+        return RowBank(
+            made,
+            (first, second),
+            most,
+            None if same else torch.tensor(order, device=device),
+            None if same else torch.tensor(list(place.values()), device=device),
+            None if len(place) == count else torch.tensor(list(place), device=device),
+        )
+
+    def _holders(self, strengths: dict[LoRAEdge, float]) -> dict[_Set, list[int]]:
+        """The rows of each set of adapters; what acts with no strength is in none."""
+        sets: dict[int, list[LoRAEdge]] = {}
+        for module in self.modules:
+            for row in module.rows if strengths[module.edge] != 0 else ():
+                sets.setdefault(row, []).append(module.edge)
+        holders: dict[_Set, list[int]] = {}
+        for row in sorted(sets):
+            holders.setdefault(tuple(sets[row]), []).append(row)
+        return holders
+
+
+def _slots(holders: dict[_Set, list[int]]) -> Iterator[tuple[_Set, list[int]]]:
+    """Each set with equally many rows at a time, the last of which is repeated where some lack.
+
+    With the mean number of rows a slot, there are at most twice as many slots as sets, and at most
+    about twice as many places as rows.
+    """
+    size = math.ceil(sum(map(len, holders.values())) / len(holders))
+    for has, rows in holders.items():
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            yield has, some + some[-1:] * (size - len(some))
