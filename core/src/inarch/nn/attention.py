@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 def split_heads(x: Tensor, *, head_dim: int = 64) -> Tensor:
     """[batch, time, heads * head_dim] to [batch, heads, time, head_dim]."""
-    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    return torch.unflatten(x, -1, (-1, head_dim)).transpose(1, 2)  # the method is in Python
 
 
 def merge_heads(x: Tensor) -> Tensor:

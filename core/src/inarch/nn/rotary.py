@@ -111,7 +111,8 @@ class Rotary(nn.Module):
 
 def rotate(x: Tensor, *, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (i, i + head_dim / 2) of `x`, [batch, heads, time, head_dim], by its angle."""
-    first, second = x.chunk(2, dim=-1)
+    half = x.shape[-1] // 2
+    first, second = x.narrow(-1, 0, half), x.narrow(-1, half, half)  # faster than chunk
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 

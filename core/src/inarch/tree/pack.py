@@ -268,6 +268,7 @@ def _alike(layers: Sequence[nn.Module]) -> bool:
     return len(kinds) == 1
 
 
+@torch.inference_mode(False)  # whose tensors could not be parameters of what is trained later
 def _together(parameters: Sequence[nn.Parameter]) -> Tensor:
     """The parameters below each other as one tensor, which they are rows of afterwards."""
     first = parameters[0].detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,9 +76,18 @@ def over_pixels(x: Tensor) -> Tensor:
     return x[:, :, None, None]
 
 
-def grid_of(x: Tensor) -> torch.Size:
-    """Height and width of an image, which its tokens forget."""
-    return x.shape[-2:]
+class Grid(NamedTuple):
+    """What its tokens forget of an image: how large it is, and how it lies in memory."""
+
+    height: int
+    width: int
+    layout: torch.memory_format
+
+
+def grid_of(x: Tensor) -> Grid:
+    """The grid of an image [batch, channels, height, width]."""
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    return Grid(x.shape[2], x.shape[3], layout)
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -85,9 +95,10 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def to_image(x: Tensor, *, grid: torch.Size) -> Tensor:
+def to_image(x: Tensor, *, grid: Grid) -> Tensor:
     """[batch, height * width, channels] to [batch, channels, height, width]."""
-    return x.transpose(1, 2).unflatten(2, grid).contiguous()
+    image = torch.unflatten(x.transpose(1, 2), 2, grid[:2])
+    return image.contiguous(memory_format=grid.layout)
 
 
 def everywhere(_x: Tensor) -> None:

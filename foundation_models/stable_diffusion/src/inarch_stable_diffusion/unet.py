@@ -149,7 +149,7 @@ def transformer(c: UNetConfig, level: int, depth: int) -> Chain:
     else:
         inside = [enter, to_tokens, *blocks, to_image, leave]
     return Chain(
-        Let("grid", grid_of),  # (height, width)
+        Let("grid", grid_of),
         Residual(("norm", nn.GroupNorm(c.norm_groups, width, 1e-6)), *inside),
     )
 

@@ -121,7 +121,7 @@ def attention(c: VAEConfig, width: int) -> Chain:
     """Every pixel looks at all others, with a single head."""
     split = partial(split_heads, head_dim=width)
     return Chain(
-        Let("grid", grid_of),  # (height, width)
+        Let("grid", grid_of),
         Residual(
             ("group_norm", nn.GroupNorm(c.norm_groups, width, EPS)),
             to_tokens,
