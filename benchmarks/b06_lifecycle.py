@@ -188,6 +188,9 @@ def _compare(setting: Setting, made: Mapping[str, Mapping[int, Any]], count: int
         one.adapt()
         other.adapt()
         logits = other.model(input_ids=ids, use_cache=False).logits
-        setting.compare(f"{ours}, {count} loaded", one.loaded["new"](ids), logits)
+        # Fifty sums of products round differently where they are made at once.
+        tolerance = 1e-4 if "stack" in ours else None
+        what = f"{ours}, {count} loaded"
+        setting.compare(what, one.loaded["new"](ids), logits, tolerance=tolerance)
         one.drop()
         other.drop()

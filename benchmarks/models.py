@@ -135,13 +135,17 @@ def folder() -> Iterator[Path]:
 
 
 def trained(base: Model, name: str, seed: int, **options: Any) -> Model:
-    """The base with one LoRA that is not zero, as after training."""
+    """The base with one LoRA that is not zero, as after training: B smaller than A.
+
+    Sixteen of B's size at its beginning would have a forward amplify its own rounding.
+    """
     model = base.adapt(inarch.adapter("lora", name=name, **options))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.adapter_parameters(name).values():
+        for key, parameter in model.adapter_parameters(name).items():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            size = 0.2 if key.endswith("lora_B") else 1.0
+            parameter.copy_(noise * size / parameter[0].numel() ** 0.5)
     model.adapters[name].trainable = False
     return model
 
