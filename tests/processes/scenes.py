@@ -58,9 +58,11 @@ STACKS: dict[str, Callable[[], list[Any]]] = {
 
 
 def base(label: str) -> Any:
-    """A random Llama of a configuration that the family declares."""
-    [tiny] = [t for t in tiny_models(families=["llama"]) if t.label == label]
-    return tiny.build(seed=3)
+    """A random Llama of a configuration that the family declares, packed where `packed` ends it."""
+    wanted = label.removesuffix(" packed")
+    [tiny] = [t for t in tiny_models(families=["llama"]) if t.label == wanted]
+    model = tiny.build(seed=3)
+    return model if wanted == label else model.packed()
 
 
 def adapted(label: str, stack: str) -> Any:

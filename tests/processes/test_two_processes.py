@@ -22,6 +22,8 @@ RAN = [
     (TIED, "merged", "tensor"),
     *((TIED, stack, "fsdp") for stack in ("none", "stack", "prefix")),
     (GROUPED, "stack", "fsdp"),
+    (f"{GROUPED} packed", "lora", "fsdp"),
+    (f"{TIED} packed", "stack", "tensor"),
     (GROUPED, "stack", "replicate"),
 ]
 REFUSED = [
@@ -87,7 +89,7 @@ def test_two_processes_give_the_logits_and_gradients_of_one(
             assert close(one["gradients"][name], gradient), name
         gradients = [p.grad for p in expected.values() if p.grad is not None]
         assert close(one["norm"], torch.nn.utils.get_total_norm(gradients))
-        assert one["late"] == "IA108"
+        assert one["late"] == ["IA108", "IA108"]
 
 
 def test_a_process_lets_go_of_the_layers_it_has_a_part_of(

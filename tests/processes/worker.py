@@ -60,16 +60,17 @@ def ran(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
             model.save_adapter(member.name, folder / member.name)
     stored = {name: model.layout.stored(p, p) for name, p in parameters.items()}
     save_tensors(stored, folder / "dcp")
-    code = ""
-    try:
-        model.adapt(scenes.lora("late"))
-    except InarchError as error:
-        code = error.code
+    late: list[str] = []
+    for change in (lambda: model.adapt(scenes.lora("late")), lambda: model.swap("mine", folder)):
+        try:
+            change()
+        except InarchError as error:
+            late.append(error.code)
     return {
         "logits": logits.detach(),
         "gradients": gradients,
         "norm": norm,
-        "late": code,
+        "late": late,
         "kept": kept,
     }
 

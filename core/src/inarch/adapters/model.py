@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -162,6 +163,7 @@ class Model(Foundation):
         """
         from inarch.adapters.swap import prepared
 
+        self._refuse_shared()
         return prepared(self, self.adapters[name], weights)
 
     def swap(self, name: str, weights: str | Path | Filling) -> None:
@@ -176,12 +178,13 @@ class Model(Foundation):
             weights: what `prepare` takes, or what it gave.
 
         Raises:
-            InarchError: IA498 where the file would make another structure than the adapter has,
-                or the adapter is merged here or sharded; 2xx and 4xx as `adapt` has them for the
-                file. Nothing was changed.
+            InarchError: IA108 for a model that lies over several processes, IA498 where the file
+                would make another structure than the adapter has, or it is merged here; 2xx and
+                4xx as `adapt` has them for the file. Nothing was changed.
         """
         from inarch.adapters.swap import prepared, put_in
 
+        self._refuse_shared()
         member = self.adapters[name]
         if isinstance(weights, str | Path):
             weights = prepared(self, member, weights)
@@ -201,6 +204,14 @@ class Model(Foundation):
         """
         self._refuse_shared()
         return self._with(self.adapters, self.order if self.adapters else None, packed=True)
+
+    def unpacked(self) -> Self:
+        """This model, or one as it was before `packed`, of the same adapters."""
+        if not self._packed:
+            return self
+        apart = copy(self)
+        apart._packed = False
+        return apart._with(self.adapters, self.order if self.adapters else None)
 
     def _with(
         self, members: Sequence[Member], order: Order | None = None, *, packed: bool = False
@@ -254,9 +265,9 @@ class Model(Foundation):
         if self.layout is not None:
             raise InarchError(
                 "IA108",
-                "a model that was sharded can't be adapted or merged",
+                "a model that was sharded can't be adapted, merged, packed or swapped into",
                 why="each process has its part of what it was made of",
-                remedy="adapt and merge first; shard the value that will run, last",
+                remedy="do so first; shard the value that will run, last",
             )
 
     def diff(self, other: Model) -> str:

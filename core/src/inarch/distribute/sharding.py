@@ -48,6 +48,8 @@ def shard(
     data, tensor = _dimensions(mesh, plan, model)
     if model.layout is not None:
         raise _refused("the model is sharded already", "", "shard it once, last")
+    if plan == "fsdp":  # which shares out each layer's own parameters
+        model = model.unpacked()
     fingerprint = model.fingerprint()
     meshes = [m for m in (data, tensor) if m is not None]
     for parameter in (p for p in model.parameters() if p.requires_grad):

@@ -20,6 +20,7 @@ from inarch.adapters.memory import parts as modules_of
 from inarch.adapters.memory import places
 from inarch.adapters.merge import merged
 from inarch.adapters.model import adapted
+from inarch.adapters.packing import packed_trees
 from inarch.adapters.placement import Placed, Split, Unplaceable
 from inarch.adapters.slot import Slot
 from inarch.distribute.collectives import FromParts, ToParts
@@ -70,6 +71,8 @@ def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.M
     for name, tree in trees.items():
         own = [e for r in regions if r.tree == name for e in _collectives(r, mesh)]
         trees[name] = tree.edit(own)
+    if model._packed:  # pyright: ignore[reportPrivateUsage]
+        trees = packed_trees(trees, sites)
     twins += [_let_go(member, model.sites) for member in members if member.merged]
     by_name = {twin.name: twin for twin in twins}
     result = copy.copy(model)
