@@ -9,6 +9,7 @@ from benchmarks import (
     b02_lora,
     b05_adapt,
     b06_lifecycle,
+    b07_swap,
     b08_merge,
     b11_compile,
     b12_discovery,
@@ -18,6 +19,14 @@ from benchmarks import (
 
 def test_a_lora_adds_two_operations_to_its_layer() -> None:
     assert b02_lora.added_operations(1) == 2
+
+
+def test_eight_loras_add_as_many_operations_as_two() -> None:
+    assert b02_lora.added_operations(8) <= 4
+
+
+def test_twenty_swaps_compile_nothing() -> None:
+    assert b07_swap.recompilations(20) == 0
 
 
 def test_adapting_grows_as_the_layers_do() -> None:
