@@ -71,6 +71,7 @@ CODES: Final[dict[str, str]] = {
     "IA420": "two adapters that ask for different settings",
     "IA429": "adapters for a tree that an adapter brings",
     "IA498": "weights that an adapter can't hold in place",
+    "IA499": "adapters that have no weighted sum",
     # 5xx running a model
     "IA501": "a tokenizer that can't be read",
     "IA502": "no chat template",

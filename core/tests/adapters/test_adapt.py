@@ -166,6 +166,16 @@ def test_what_acts_on_an_adapter_that_stays_unmerged_is_not_merged_before_it(bas
     merged(base.pristine, [factor, added])
 
 
+def test_kinds_that_have_no_sum_and_several_kinds_are_not_combined(base: Model, x: Tensor) -> None:
+    model = base.adapt("lowrank", inarch.adapter("factor", after="lowrank"))
+    before = model.tree(x)
+    for weights in ({"lowrank": 1.0, "factor": 1.0}, {"lowrank": 1.0}):
+        with pytest.raises(InarchError) as caught:
+            model.combine(weights)
+        assert caught.value.code == "IA499"
+    assert torch.equal(model.tree(x), before)
+
+
 def test_addresses_of_a_model_of_several_trees_begin_with_the_tree(
     twin_trees: Model, x: Tensor
 ) -> None:

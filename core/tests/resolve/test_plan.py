@@ -158,7 +158,7 @@ STEPS = [
     (inarch.adapters.graft, "open_adapter"),
     (inarch.adapters.graft, "load_object"),
     (inarch.adapters.graft, "materialise"),
-    (inarch.adapters.graft, "_modules"),
+    (inarch.adapters.graft, "modules_of"),
     (inarch.adapters.model, "arranged"),
     (inarch.adapters.model, "merged"),
     (inarch.adapters.model, "split"),

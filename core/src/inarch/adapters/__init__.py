@@ -1,6 +1,6 @@
 """What an adapter is, and models with adapters in them."""
 
-from inarch.adapters.adapter import Adapter, OwnTree, SiteView, TargetSite
+from inarch.adapters.adapter import Adapter, OwnTree, Part, SiteView, TargetSite
 from inarch.adapters.edge import Edge
 from inarch.adapters.example import Example
 from inarch.adapters.guidance import Ahead, Moment
@@ -19,6 +19,7 @@ __all__ = [
     "Model",
     "Moment",
     "OwnTree",
+    "Part",
     "Request",
     "SiteView",
     "TargetSite",

@@ -121,6 +121,25 @@ class SiteView:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """An adapter in a weighted sum.
+
+    Attributes:
+        name: its name in the model.
+        adapter: what its plugin made of it.
+        modules: by the address each stands at; their edges have the strength they act with.
+        weight: of the sum, beside that strength.
+        asks: settings of the model's tasks that it was made for.
+    """
+
+    name: str
+    adapter: Adapter
+    modules: Mapping[str, nn.Module]
+    weight: float
+    asks: Mapping[str, Any]
+
+
 class Adapter(ABC):
     """One adapter of a model: what a plugin's class makes of a name and its options.
 
@@ -214,6 +233,22 @@ class Adapter(ABC):
         Every adapter sees the same moment, so what several add is a sum that knows no order.
         """
         return None
+
+    def combine(self, parts: Sequence[Part], sites: SiteView, rank: int | None) -> Iterable[Edit]:
+        """The edits of the weighted sum of some adapters of this kind, in place of `edits`.
+
+        Args:
+            parts: one or more, none of which is changed.
+            sites: the pristine model.
+            rank: the most that the sum may have; None for what is exact.
+
+        Returns:
+            Edits whose modules hold their parameters, on the devices of their sites.
+
+        Raises:
+            InarchError: IA499 where there is no such sum.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what a sum of it is")
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save the adapter in its own format.

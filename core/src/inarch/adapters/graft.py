@@ -126,7 +126,7 @@ def filled(draft: Draft, model: Model) -> Member:
     if header is not None:
         header.close()
     inner = None if draft.inner is None else draft.inner.filled()
-    modules = _modules(draft.edits)
+    modules = modules_of(draft.edits)
     held = places(draft.edits) | places(draft.edits, of_buffers=True)
     member = Member(
         spec.name,
@@ -243,7 +243,8 @@ def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
     return name, dataclasses.replace(edit, address=rest)
 
 
-def _modules(edits: Iterable[Edit]) -> dict[str, nn.Module]:
+def modules_of(edits: Iterable[Edit]) -> dict[str, nn.Module]:
+    """The modules that edits bring, by the address each stands at."""
     modules: dict[str, nn.Module] = {}
     for edit in edits:
         for label, module in parts(edit):

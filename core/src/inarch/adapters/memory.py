@@ -192,8 +192,8 @@ def _room(
     return Flat.of({key: shape for key, (shape, _, _) in wanted.items()}, dtype, device)
 
 
-def _gathered(found: Mapping[Key, Place], like: Sequence[Flat]) -> Iterator[Flat]:
-    """The buffers of edges, which are small and many, in one allocation too."""
+def _gathered(found: Mapping[Key, Place], like: Sequence[Flat] = ()) -> Iterator[Flat]:
+    """Tensors that have values already, brought together."""
     groups: dict[tuple[torch.device, torch.dtype], dict[Key, Tensor]] = {}
     for key, place in found.items():
         tensor: Tensor = place.store[place.name]
@@ -201,9 +201,29 @@ def _gathered(found: Mapping[Key, Place], like: Sequence[Flat]) -> Iterator[Flat
     for group in groups.values():
         flat = _room({k: (tuple(t.shape), t.dtype, t.device) for k, t in group.items()}, like)
         for key, value in group.items():
-            flat.view(key).copy_(value)
-            found[key].store[found[key].name] = flat.tensor(key)
+            flat.view(key).copy_(value.detach())
+            made = flat.tensor(key)
+            is_parameter = isinstance(value, nn.Parameter)
+            found[key].store[found[key].name] = (
+                nn.Parameter(made, requires_grad=False) if is_parameter else made
+            )
         yield flat
+
+
+@torch.inference_mode(False)
+def housed(edits: Sequence[Edit], sites: SiteView) -> tuple[Flat, ...]:
+    """Bring parameters that have their values already into one memory, beside their sites."""
+    flats = list(_gathered(places(edits)))
+    for edit in edits:
+        site = sites.all.get(edit.address)
+        for _, part in parts(edit):
+            for module in part.modules():
+                if isinstance(module, Edge):
+                    module.place(placement(edit, sites)[0])
+                if isinstance(module, Settled):
+                    module.settle(None if site is None else site.module, loaded=False)
+            part.eval()
+    return (*flats, *_gathered(places(edits, of_buffers=True)))
 
 
 def _wanted(

@@ -25,7 +25,7 @@ from inarch.adapters.vocabulary import taught, with_words
 from inarch.errors import InarchError
 from inarch.plugins.hooks import picture
 from inarch.resolve.arrange import Order, arrange, arranged
-from inarch.resolve.digest import of_members
+from inarch.resolve.digest import identity_of, of_members
 from inarch.resolve.refusal import refuse
 from inarch.stack import AdapterSpec, Stack, specs_of
 from inarch.tree import Chain
@@ -189,6 +189,34 @@ class Model(Foundation):
         if isinstance(weights, str | Path):
             weights = prepared(self, member, weights)
         put_in(weights, member)
+
+    def combine(
+        self, weights: Mapping[str, float], *, name: str = "mix", rank: int | None = None
+    ) -> Self:
+        """A new model with one adapter in place of several: their weighted sum.
+
+        LoRAs are summed by rank: their A's under one another, their B's side by side, so that there
+        are no cross terms. What a part's own scale makes of it now counts; the sum's is 1.
+
+        Args:
+            weights: for the name of each part, what it is multiplied by; below 0 takes it away.
+            name: of the sum.
+            rank: the most it may have at a layer, by the best approximation of that rank; without
+                one it is the sum of the parts' ranks, and exact.
+
+        Raises:
+            InarchError: IA403 for a name the model has not, IA499 where there is no such sum, 4xx
+                as for `adapt`. This model is untouched.
+        """
+        from inarch.adapters.combine import combined
+
+        self._refuse_shared()
+        members = combined(self, weights, name, rank, identity_of)
+        order, problems = arranged(members, self.pristine, names=[name])
+        refuse(problems)
+        model = self._with(members, order)
+        tell(model, self)
+        return model
 
     def packed(self) -> Self:
         """A new model that makes queries, keys and values in one product, and gates and ups.

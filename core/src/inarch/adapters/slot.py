@@ -23,6 +23,7 @@ class Content:
         adapter: what its plugin made of its options and its file.
         header: of the file; None for weights that came from none.
         use, weights, options, where: the specification's words for it.
+        made: what it was made of that no file holds, for its digest.
     """
 
     adapter: Adapter
@@ -31,6 +32,7 @@ class Content:
     weights: str | None
     options: Mapping[str, Any]
     where: str
+    made: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, draft: Draft) -> Content:

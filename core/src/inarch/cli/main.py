@@ -25,6 +25,7 @@ COMMANDS = {
     "bisect": "Find the adapter of a stack that breaks a command.",
     "run": "Run a model or a stack: to text, or to what else the model makes.",
     "train": "Train an adapter on a file of examples.",
+    "combine": "Save the weighted sum of a stack's adapters as one.",
     "explain": "Explain an error code.",
     "validate": "Hold a package's manifest against its entry points and files.",
     "doctor": "Say what is installed, and what is wrong with it.",

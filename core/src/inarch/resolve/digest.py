@@ -32,13 +32,18 @@ def digest(
 def of_members(names: Sequence[str], members: Iterable[Member]) -> str:
     """The digest of the adapters a model has, `names` being their canonical order."""
     members = tuple(members)
-    told = {
-        m.name: identity(
-            m.adapter.options, m.kind, m.edits, m.header, m.scale, m.inner and m.inner.digest
-        )
-        for m in members
-    }
+    told = {m.name: identity_of(m) for m in members}
     return digest(names, told, (m.name for m in members if m.merged))
+
+
+def identity_of(member: Member) -> dict[str, Any]:
+    """What a member of a model is: see `identity`."""
+    inner = member.inner and member.inner.digest
+    told = identity(
+        member.adapter.options, member.kind, member.edits, member.header, member.scale, inner
+    )
+    made = member.content.made
+    return told if made is None else {**told, "made": made}
 
 
 def identity(

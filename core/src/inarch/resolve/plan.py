@@ -19,7 +19,7 @@ from inarch.errors import InarchError
 from inarch.plugins.hooks import picture
 from inarch.plugins.index import Finding
 from inarch.resolve.arrange import arranged
-from inarch.resolve.digest import digest, identity
+from inarch.resolve.digest import digest, identity, identity_of
 from inarch.resolve.fit import fitted, notes
 from inarch.resolve.meeting import Verdict
 from inarch.resolve.planned import (
@@ -231,8 +231,9 @@ class _File(msgspec.Struct):
 
 
 def _identity(member: Member | Draft) -> dict[str, Any]:
-    scale = member.scale if isinstance(member, Member) else member.spec.scale
-    inner = member.inner and member.inner.digest
+    if isinstance(member, Member):
+        return identity_of(member)
+    inner, scale = member.inner and member.inner.digest, member.spec.scale
     return identity(member.adapter.options, member.kind, member.edits, member.header, scale, inner)
 
 

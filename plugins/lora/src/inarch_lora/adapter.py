@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from inarch.adapters import Adapter, SiteView
+from inarch.adapters import Adapter, Part, SiteView
 from inarch.errors import InarchError
 from inarch.tree import Edit
 from inarch.tree.address import compiled
 from inarch.weights import WeightsHeader
 from inarch_lora import writing
+from inarch_lora.combining import summed
 from inarch_lora.edges import LoRAEdge, beside, reads_weight
 from inarch_lora.edges.twins import Twins
 from inarch_lora.fresh import fresh_terms
@@ -26,7 +27,13 @@ from inarch_lora.terms import Term
 
 
 class LoRA(Adapter):
-    """Low-rank adaptation of linear layers, embeddings, convolutions and normalisations."""
+    """Low-rank adaptation of linear layers, embeddings, convolutions and normalisations.
+
+    Attributes:
+        saved: what is kept of how it came, to save it so.
+        discarded: of a sum with a given rank, by layer: the share of its squared singular values
+            that the rank has no room for.
+    """
 
     Options = Options
     options: Options
@@ -35,6 +42,8 @@ class LoRA(Adapter):
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)
         self.saved = writing.Saved()
+        self.discarded: Mapping[str, float] = {}
+        self._asked: Mapping[str, Any] = {}
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         if weights is None:
@@ -52,7 +61,17 @@ class LoRA(Adapter):
             yield self._edit(term, sites.all[term.address].module, twins)
 
     def asks(self) -> Mapping[str, Any]:
-        return self.options.asks
+        return {**self._asked, **self.options.asks}
+
+    def combine(self, parts: Sequence[Part], sites: SiteView, rank: int | None) -> Iterable[Edit]:
+        sums = summed(parts, sites, rank)
+        forms = [part.adapter.saved.format for part in parts if isinstance(part.adapter, LoRA)]
+        terms = tuple(one.term for one in sums)
+        reading = Reading(forms[0], terms, writing.settings_of_sum(terms))
+        self.saved = writing.Saved.of(reading, sites, None)
+        self.discarded = {one.term.address: one.discarded for one in sums}
+        self._asked = {name: value for part in parts for name, value in part.asks.items()}
+        return [Edit.add(one.term.address, one.edge, self.name) for one in sums]
 
     def _edit(self, term: Term, site: nn.Module | None, twins: Twins) -> Edit:
         term = beside(site, term)

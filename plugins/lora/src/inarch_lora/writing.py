@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,19 @@ def settings_of(options: Options) -> dict[str, Any]:
         "bias": options.bias,
         "lora_bias": options.lora_bias,
         "init_lora_weights": True if options.start == "zero" else options.start,
+    }
+
+
+def settings_of_sum(terms: Collection[Term]) -> dict[str, Any]:
+    """PEFT's words for plain terms, whose scaling is 1."""
+    alone = any(term.algorithm == "bias" for term in terms)
+    beside = any("bias" in term.shapes for term in terms)
+    return {
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "bias": "all" if alone else "lora_only" if beside else "none",
+        "lora_bias": any("lora_B_bias" in term.shapes for term in terms),
+        "init_lora_weights": True,
     }
 
 
