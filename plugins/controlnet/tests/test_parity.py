@@ -34,6 +34,47 @@ def test_a_forward_is_diffusers(make_pair: Make, tmp_path: Path, kind: str, scal
     close(pair.ours(model, canny_image=image), expected)
 
 
+SMALLER = {
+    "small": {
+        "down_block_types": ["DownBlock2D"] * 3,
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [1, 1, 1],
+    },
+    "mid": {"transformer_layers_per_block": [1, 1, 1]},
+    "middle alone": {"down_block_types": ["DownBlock2D"] * 3},
+    "deeper": {"transformer_layers_per_block": [1, 2, 3], "attention_head_dim": [1, 4, 4]},
+}
+
+
+# Only a config.json tells how many heads there are, so a file alone has the model's.
+ALONE = [which for which, settings in SMALLER.items() if "attention_head_dim" not in settings]
+
+
+@pytest.mark.parametrize(
+    ("which", "named"), [*((w, True) for w in SMALLER), *((w, False) for w in ALONE)]
+)
+def test_other_transformers_than_the_model_s_are_diffusers(
+    make_pair: Make, tmp_path: Path, which: str, named: bool
+) -> None:
+    """As published for XL: small has no transformer at all, mid has one block where XL has many."""
+    from diffusers import ControlNetModel
+
+    pair, folder = make_pair("xl"), tmp_path / "net"
+    net, image = controlnet(pair.unet, folder, **SMALLER[which]), pair.image()
+    place = folder
+    if not named:
+        place = (folder / "diffusion_pytorch_model.safetensors").rename(tmp_path / "it.safetensors")
+    model = pair.model.adapt(inarch.adapter("controlnet", weights=place, name="canny", scale=0.7))
+    close(pair.ours(model, canny_image=image), pair.theirs(pair.control(net, image, 0.7)))
+    saved = model.save_adapter("canny", tmp_path / "again")
+    again = ControlNetModel.from_pretrained(saved)
+    assert torch.equal(pair.control(again, image)[1], pair.control(net, image)[1])
+    guess = inarch.adapter("controlnet", weights=place, name="canny", guess_mode=True)
+    expected = pair.theirs(pair.control(net, image, guess_mode=True))
+    close(pair.ours(pair.model.adapt(guess), canny_image=image, prompted=(2, 2)), expected)
+    assert model.without("canny").trees["unet"].source == pair.model.trees["unet"].source
+
+
 def test_guess_mode_is_diffusers_on_the_prompts_half(each_pair: Pair, tmp_path: Path) -> None:
     net, image = controlnet(each_pair.unet, tmp_path), each_pair.image()
     spec = inarch.adapter("controlnet", weights=tmp_path, name="canny", scale=0.7, guess_mode=True)

@@ -21,8 +21,10 @@ from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
 from inarch.tree.address import compiled
 from inarch.tree.select import sites as sites_of
+from inarch.weights.blank import blank
 
 if TYPE_CHECKING:
+    from inarch.adapters.foundation import Foundation
     from inarch.nn.tokenizer import Tokenizer
     from inarch.weights import WeightsHeader
 
@@ -63,6 +65,7 @@ class SiteView:
         roles: for each role, the address pattern its sites match.
         settings: the checkpoint's configuration as its files have it, empty where there is none.
         tokenizers: the base's, by the tree that reads their ids.
+        family: what builds trees of such settings.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class SiteView:
         roles: Mapping[str, str],
         settings: Mapping[str, Any] | None = None,
         tokenizers: Mapping[str, Tokenizer] | None = None,
+        family: type[Foundation] | None = None,
     ) -> None:
         self._matched: dict[str, set[str]] = {}
         self.trees = trees
         self.roles = roles
         self.settings: Mapping[str, Any] = settings or {}
         self.tokenizers = tokenizers or {}
+        self.family = family
         self.all: dict[str, TargetSite] = {
             found.address: TargetSite(found.address, found.module, name)
             for name, tree in trees.items()
@@ -100,6 +105,23 @@ class SiteView:
                 raise self._missing(target)
             wanted |= found
         return [site for address, site in self.all.items() if address in wanted]
+
+    def variant(self, settings: Mapping[str, Any]) -> SiteView:
+        """The sites that a model of this family has under other settings, on the meta device.
+
+        For an adapter that brings a tree of its own that is not quite a copy of the model's.
+
+        Args:
+            settings: as `settings` are.
+
+        Raises:
+            InarchError: IA210 for settings that make no model.
+        """
+        if self.family is None:
+            raise TypeError("these sites know no family that builds trees")
+        with blank():
+            trees = self.family.build(self.family.parse_config(dict(settings)))
+        return SiteView(trees, self.roles, settings, self.tokenizers, self.family)
 
     def _matching(self, target: str) -> set[str]:
         known = self._matched.get(target)

@@ -113,7 +113,7 @@ class Foundation:
         if self._sites is None:
             settings = None if self.checkpoint is None else self.checkpoint.config
             own = self.own_tokenizers()
-            self._sites = SiteView(self.pristine, self.roles, settings, own)
+            self._sites = SiteView(self.pristine, self.roles, settings, own, type(self))
         return self._sites
 
     def own_tokenizers(self) -> Mapping[str, Tokenizer]:

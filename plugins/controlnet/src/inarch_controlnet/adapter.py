@@ -20,6 +20,7 @@ from inarch_controlnet.edges import embedding
 from inarch_controlnet.encoder import Encoder
 from inarch_controlnet.file import ControlNetFile, write
 from inarch_controlnet.lowrank import low_rank
+from inarch_controlnet.variant import Blocks
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -78,7 +79,8 @@ class ControlNet(Adapter):
         self.file = file = ControlNetFile(weights, {} if weights is None else weights.settings)
         hint = self._hint(encoder)
         yield self._provide("hint", (f"{self.name}_hint",), Seq(Use(self.picture), hint))
-        tower = encoder.copied(
+        own = self._own_encoder(sites, encoder)
+        tower = own.copied(
             self.name,
             channels=file.latent_channels,
             factors=self._factors(len(encoder.skips) + 1),
@@ -87,12 +89,25 @@ class ControlNet(Adapter):
             sites=sites,
         )
         tower = self._low_rank(tower, sites, encoder)
-        self.own = OwnTree(tower, encoder.roles(sites))
+        self.own = OwnTree(tower, own.roles(sites))
         names = tuple(f"{self.name}_{i}" for i in range(len(encoder.skips) + 1))
-        yield self._provide("control", names, tower, encoder)
+        yield self._provide("control", names, tower, encoder if own is encoder else None)
         for skip, name in zip(encoder.skips, names, strict=False):
             yield Edit.add(skip.address, Use(name), self.name)
         yield Edit.add(encoder.address(encoder.middle), Use(names[-1]), self.name)
+
+    def _own_encoder(self, sites: SiteView, encoder: Encoder) -> Encoder:
+        """The model's encoder, or one with the transformers that the file has in other places."""
+        model = Blocks.of(name for name, _ in encoder.chain.named_parameters())
+        blocks = self.file.blocks
+        same_skips = blocks is not None and blocks.layers == model.layers
+        if blocks is None or not same_skips or blocks == model or not self.base:
+            return encoder
+        own = blocks.settings(self.base, self.file.settings)
+        whole = encoder.tree in sites.settings
+        varied = sites.variant({**sites.settings, encoder.tree: own} if whole else own)
+        self.base = own
+        return Encoder.of(varied)
 
     def _hint(self, encoder: Encoder) -> Chain:
         channels, widths = self.file.hint or (self.options.channels, self.options.widths)
@@ -116,18 +131,18 @@ class ControlNet(Adapter):
         return substitute(tower, layers) if layers else tower
 
     def _provide(
-        self, label: str, names: tuple[str, ...], step: Any, encoder: Encoder | None = None
+        self, label: str, names: tuple[str, ...], step: Any, copied: Encoder | None = None
     ) -> Edit:
         module = step if isinstance(step, nn.Module) else step.steps[-1]
         parameters = [name for name, _ in module.named_parameters()]
         copies: dict[str, str] = {}
         reads: tuple[str, ...] = ()
-        if encoder is not None and (self.file.header is None or self.file.is_lora):
-            own = {name for name, _ in encoder.chain.named_parameters()}
-            copies = {n: encoder.address(n) for n in parameters if n in own}
-        if encoder is not None:
-            reads = tuple(encoder.address(part) for part in encoder.parts)
-        asked = (self.picture,) if encoder is None else ("prompted",) if self.prompted else ()
+        if copied is not None and (self.file.header is None or self.file.is_lora):
+            own = {name for name, _ in copied.chain.named_parameters()}
+            copies = {n: copied.address(n) for n in parameters if n in own}
+        if copied is not None:
+            reads = tuple(copied.address(part) for part in copied.parts)
+        asked = (self.picture,) if label == "hint" else ("prompted",) if self.prompted else ()
         return Edit(
             address=self.tree,
             kind="provide",

@@ -11,6 +11,7 @@ from torch import nn
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit, Identity, Parallel, Seq, Use
+from inarch.tree.address import compiled
 from inarch.tree.excerpt import excerpt
 from inarch.tree.steps import Ref, Step, walk
 from inarch_controlnet.edges import ZeroConv, among_zeros, first_channels, last_rows
@@ -144,14 +145,12 @@ class Encoder:
 
     def _narrowed(self, tower: Chain, sites: SiteView, name: str) -> list[Edit]:
         """What lets the copy see the rows for a prompt alone of the time and of the text."""
-        prefix = f"{self.tree}." if self.tree else ""
-        edits: list[Edit] = []
-        for role in ("time", "cross_attention.key", "cross_attention.value"):
-            edit = Edit.after if role == "time" else Edit.before
-            for site in sites.find([role]):
-                address = site.address.removeprefix(prefix)
-                if address in tower.form.index or role == "time":
-                    edits.append(edit(address, _told(last_rows), name))
+        roles = self.roles(sites)
+        edits = [Edit.after(roles["time"], _told(last_rows), name)]
+        for role in ("cross_attention.key", "cross_attention.value"):
+            match = compiled(roles[role]).fullmatch  # which may be nowhere in a tree of its own
+            found = (address for address in tower.form.index if match(address))
+            edits += [Edit.before(address, _told(last_rows), name) for address in found]
         return edits
 
 

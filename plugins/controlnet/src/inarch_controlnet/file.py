@@ -13,6 +13,7 @@ from torch import Tensor
 from inarch.errors import InarchError
 from inarch.weights import WeightsHeader, write_adapter
 from inarch_controlnet import layout
+from inarch_controlnet.variant import Blocks
 
 # What diffusers' ControlNet repeats of the configuration of the model it copies.
 _REPEATED = (
@@ -108,6 +109,12 @@ class ControlNetFile:
         """How many channels the copy's first convolution reads, where the file tells."""
         shape = self._shape("conv_in.weight", hint=False) or self._shape("conv_in.down", hint=False)
         return None if shape is None else shape[1]
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """What the copy's blocks hold, where the file tells."""
+        plain = self.header is not None and not self.original and not self.is_lora
+        return Blocks.of(self.keys) if plain else None
 
     @property
     def hint(self) -> tuple[int, tuple[int, ...]] | None:
