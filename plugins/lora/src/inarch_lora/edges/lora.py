@@ -193,9 +193,12 @@ def _add_product(z: Tensor, second: Tensor, plus: Tensor | None, strength: float
     """`plus + strength * z @ second.T` in one operation; z [..., rank], second [outputs, rank]."""
     if plus is None:
         return F.linear(z, second) * strength
-    flat = plus.reshape(-1, second.shape[0])
-    z = z.reshape(-1, second.shape[1])
-    return torch.addmm(flat, z, second.t(), alpha=strength).view(plus.shape)
+    if plus.dim() == 1:
+        return torch.addmv(plus, second, z, alpha=strength)
+    if plus.dim() == 3 and plus.shape[0] == 1:  # with fewer views: beside one token they cost most
+        return torch.baddbmm(plus, z, second.t().expand(1, -1, -1), alpha=strength)
+    flat = torch.addmm(plus.flatten(0, -2), z.flatten(0, -2), second.t(), alpha=strength)
+    return flat.view_as(plus)
 
 
 class LinearLoRA(LoRAEdge):
