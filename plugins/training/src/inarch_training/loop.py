@@ -117,7 +117,7 @@ def train(
             if layout is None or layout.writes:
                 write_csv(folder / "loss.csv", losses, rates[: len(losses)])
 
-        with _stopping(patience=0.0 if layout is None else 3.0) as pressed:
+        with _stopping(patience=0.0 if layout is None else 10.0) as pressed:
 
             def stopped() -> bool:
                 return pressed() if layout is None else layout.any(pressed())
