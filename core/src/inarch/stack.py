@@ -14,7 +14,10 @@ from inarch.errors import InarchError
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """One adapter of a stack; made by `inarch.adapter`. `where` is the place it was written at."""
+    """One adapter of a stack; made by `inarch.adapter`.
+
+    `where` is the place it was written at, and `folder` what paths in its options count from.
+    """
 
     use: str
     weights: str | None = None
@@ -25,6 +28,7 @@ class AdapterSpec:
     before: tuple[str, ...] = ()
     adapters: tuple[AdapterSpec, ...] = ()
     where: str = field(default="", compare=False)
+    folder: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +258,7 @@ def _spec(entry: _Entry, path: Path, place: str) -> AdapterSpec:
         before=entry.before,
         adapters=[_spec(e, path, f"{place}.adapter[{i}]") for i, e in enumerate(entry.adapter)],
     )
-    return replace(spec, options=entry.options, where=f"{path}: {place}")
+    return replace(spec, options=entry.options, where=f"{path}: {place}", folder=str(path.parent))
 
 
 def stack_text(stack: Stack) -> str:
@@ -273,5 +277,12 @@ def _table(spec: AdapterSpec) -> dict[str, Any]:
     if spec.weights is not None:
         table["weights"] = str(Path(spec.weights).resolve())
     table |= {k: list(v) for k, v in (("after", spec.after), ("before", spec.before)) if v}
-    table |= {"options": dict(spec.options)} if spec.options else {}
+    options = {name: _whole(value, spec.folder) for name, value in spec.options.items()}
+    table |= {"options": options} if options else {}
     return table | ({"adapter": [_table(one) for one in spec.adapters]} if spec.adapters else {})
+
+
+def _whole(value: Any, folder: str) -> Any:
+    """An option that is the path of something there is, whole."""
+    is_path = isinstance(value, str) and "/" in value and Path(folder, value).exists()
+    return str(Path(folder, value).resolve()) if is_path else value

@@ -14,6 +14,8 @@ from small_pipelines import pipeline, saved
 from torch import Tensor
 
 import inarch
+from inarch.resolve import resolve
+from inarch.stack import stack_text
 from inarch_stable_diffusion.beside_diffusers import randomised
 
 PROMPT, WORSE = "a lighthouse in the storm", "ugly sea"
@@ -166,3 +168,45 @@ def test_faceid_plus_reads_the_face_as_a_picture_as_diffusers_users_do(
         **SIZE,
     )
     assert not torch.equal(two[0], two[1])
+
+
+def test_the_encoder_counts_from_the_stack_file_and_for_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    images = pytest.importorskip("PIL.Image")
+    theirs = pipeline(saved(tmp_path / "model"))
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "projection_dim": 10, "image_size": 16}
+    config = transformers.CLIPVisionConfig(
+        **sizes, num_hidden_layers=2, num_attention_heads=2, patch_size=8
+    )
+    for name, seed in (("models/encoder", 1), ("other/encoder", 2), ("same/tower", 1)):
+        tower = randomised(transformers.CLIPVisionModelWithProjection(config), seed)
+        tower.save_pretrained(tmp_path / name)
+    save_file(ip_adapter(theirs.unet, "plain"), tmp_path / "style.safetensors")
+
+    def stack(encoder: str) -> Any:
+        (tmp_path / "stack.toml").write_text(
+            'model = "model"\n[[adapter]]\nuse = "ip-adapter"\nname = "style"\n'
+            f'weights = "style.safetensors"\noptions = {{ image_encoder = "{encoder}" }}\n'
+        )
+        return inarch.load_stack(tmp_path / "stack.toml")
+
+    base = inarch.load(tmp_path / "model")
+    picture = images.new("RGB", (20, 20), (200, 30, 90))
+    models = [base.adapt(stack(f"{name}")) for name in ("models/encoder", "same/tower")]
+    assert models[0].digest == models[1].digest
+    assert base.adapt(stack("other/encoder")).digest != models[0].digest
+    expected = our_latents(models[0], style_image=picture)
+    monkeypatch.chdir(tmp_path / "models")
+    assert base.adapt(stack("models/encoder")).digest == models[0].digest
+    again = tmp_path / "models" / "again.toml"
+    again.write_text(stack_text(stack("models/encoder")))
+    assert torch.equal(
+        our_latents(base.adapt(inarch.load_stack(again)), style_image=picture), expected
+    )
+    plan = resolve(base, stack("models/encoder"))
+    assert plan.digest == models[0].digest
+    assert plan.members[0].options == {"image_encoder": str(tmp_path / "models" / "encoder")}
+    assert torch.equal(our_latents(plan.apply(base), style_image=picture), expected)

@@ -174,12 +174,22 @@ class Adapter(ABC):
     for_training: ClassVar[Collection[str]] = ()
     """Options for one that is yet to be trained: with a file they are refused, not ignored."""
 
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Options that name a file or folder: they count from a stack file's folder, and in a digest
+    for what the file is, wherever it lies."""
+
     conversion: ClassVar[str] = ""
     """What makes a safetensors file of the pickles that its own formats may come as."""
 
     def __init__(self, name: str, options: Any) -> None:
         self.name = name
         self.options = options
+
+    def with_whole_paths(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options as they were given, with paths that are found from any folder."""
+        own = {name: getattr(self.options, name) for name in self.paths if name in options}
+        whole = {n: str(Path(v).resolve()) for n, v in own.items() if v and Path(v).exists()}
+        return {**options, **whole}
 
     @abstractmethod
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:

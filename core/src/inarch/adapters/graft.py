@@ -186,7 +186,11 @@ def _check_scale(spec: AdapterSpec, edits: Iterable[Edit]) -> None:
 
 def _options(plugin: type[Adapter], spec: AdapterSpec, kind: str) -> Any:
     try:
-        return msgspec.convert(dict(spec.options), plugin.Options)
+        options = msgspec.convert(dict(spec.options), plugin.Options)
+        told = {name: getattr(options, name) for name in plugin.paths}
+        beside = {n: str(Path(spec.folder, v)) for n, v in told.items() if isinstance(v, str)}
+        found = {name: path for name, path in beside.items() if Path(path).exists()}
+        return msgspec.structs.replace(options, **found) if found else options
     except msgspec.ValidationError as error:
         known = [f.name for f in msgspec.structs.fields(plugin.Options)]
         unknown = [o for o in spec.options if o not in known]

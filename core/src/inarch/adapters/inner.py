@@ -61,7 +61,7 @@ class Inner:
     @property
     def digest(self) -> str:
         told = {
-            d.name: identity(d.adapter.options, d.kind, d.edits, d.header, d.spec.scale)
+            d.name: identity(d.adapter, d.kind, d.edits, d.header, d.spec.scale)
             for d in self.drafts
         }
         return digest(self.order.names, told)

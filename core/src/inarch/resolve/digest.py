@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from inarch.errors import InarchError
 from inarch.tree import Edit
-from inarch.weights import WeightsHeader, fingerprint
+from inarch.weights import WeightsHeader, fingerprint, open_checkpoint
 
 if TYPE_CHECKING:
+    from inarch.adapters.adapter import Adapter
     from inarch.adapters.member import Member
 
 
@@ -39,15 +42,13 @@ def of_members(names: Sequence[str], members: Iterable[Member]) -> str:
 def identity_of(member: Member) -> dict[str, Any]:
     """What a member of a model is: see `identity`."""
     inner = member.inner and member.inner.digest
-    told = identity(
-        member.adapter.options, member.kind, member.edits, member.header, member.scale, inner
-    )
+    told = identity(member.adapter, member.kind, member.edits, member.header, member.scale, inner)
     made = member.content.made
     return told if made is None else {**told, "made": made}
 
 
 def identity(
-    options: Any,
+    adapter: Adapter,
     kind: str,
     edits: Iterable[Edit],
     header: WeightsHeader | None,
@@ -64,12 +65,25 @@ def identity(
     made = sorted([e.address, e.kind, list(e.names), list(e.inputs)] for e in edits)
     told = {
         "kind": kind,
-        "options": msgspec.to_builtins(options),
+        "options": _options(adapter),
         "scale": scale,
         "weights": weights,
         "edits": made,
     }
     return told if inner is None else {**told, "adapters": inner}
+
+
+def _options(adapter: Adapter) -> Any:
+    """An adapter's options; of a path, what lies there."""
+    told = msgspec.to_builtins(adapter.options)
+    return told | {name: _at(told[name]) for name in adapter.paths if told.get(name)}
+
+
+def _at(path: str) -> str:
+    try:
+        return open_checkpoint(Path(path)).fingerprint()
+    except InarchError:  # which is told when it is opened to be used
+        return Path(path).name
 
 
 def weights_identity(header: WeightsHeader) -> str:

@@ -300,8 +300,8 @@ def _source(stack: Stack, folder: Path) -> str:
 def _asked(spec: AdapterSpec, folder: Path) -> str:
     """A hash of what a stack says of one adapter."""
     told: dict[str, Any] = msgspec.to_builtins(spec)
-    told.pop("where", None)
-    told.pop("adapters", None)
+    for name in ("where", "folder", "adapters"):
+        told.pop(name, None)
     if told["weights"] is not None:
         told["weights"] = _from(Path(told["weights"]), folder)
     if spec.adapters:

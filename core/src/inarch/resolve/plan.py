@@ -234,7 +234,7 @@ def _identity(member: Member | Draft) -> dict[str, Any]:
     if isinstance(member, Member):
         return identity_of(member)
     inner, scale = member.inner and member.inner.digest, member.spec.scale
-    return identity(member.adapter.options, member.kind, member.edits, member.header, scale, inner)
+    return identity(member.adapter, member.kind, member.edits, member.header, scale, inner)
 
 
 def _changed_model(plan: Plan, model: Model) -> list[str]:

@@ -97,6 +97,7 @@ def planned_model(model: Model) -> PlannedModel:
 
 def planned(member: Member | Draft) -> PlannedMember:
     spec, entry = member.spec, member.entry
+    options = member.adapter.with_whole_paths(spec.options)
     kinds: dict[str, int] = {}
     for edit in member.edits:
         kinds[edit.kind] = kinds.get(edit.kind, 0) + 1
@@ -105,7 +106,7 @@ def planned(member: Member | Draft) -> PlannedMember:
         member.kind,
         spec.use,
         spec.scale,
-        msgspec.json.decode(msgspec.json.encode(dict(spec.options), enc_hook=str)),
+        msgspec.json.decode(msgspec.json.encode(options, enc_hook=str)),
         list(spec.after),
         list(spec.before),
         isinstance(member, Member),

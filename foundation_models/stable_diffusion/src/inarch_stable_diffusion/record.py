@@ -54,7 +54,9 @@ def _from_anywhere(value: Any) -> Any:
 def _adapter(member: Member) -> dict[str, Any]:
     """A member as it ran, with the adapters in the tree that it brings."""
     told = msgspec.to_builtins(member.spec)
-    kept = {n: v for n, v in told.items() if n != "where" and v not in (None, {}, "", [], ())}
+    told |= {"options": member.adapter.with_whole_paths(member.spec.options)}
+    own = ("where", "folder")
+    kept = {n: v for n, v in told.items() if n not in own and v not in (None, {}, "", [], ())}
     if member.spec.weights is not None:
         kept["weights"] = str(Path(member.spec.weights).resolve())
     inner = [] if member.inner is None else [_adapter(one) for one in member.inner.adapters]

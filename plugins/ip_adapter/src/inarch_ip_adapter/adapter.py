@@ -64,6 +64,7 @@ class IPAdapter(Adapter):
     Options = Options
     options: Options
     for_training = ("embedding", "tokens")
+    paths = ("image_encoder",)
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)
