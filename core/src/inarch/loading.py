@@ -40,8 +40,8 @@ def load(
         device: as torch names it.
         dtype: of the weights, such as "bfloat16"; None keeps the file's own.
         packed: see `Model.packed`.
-        channels_last: lay out convolutions of images channels last, which half precision on a GPU
-            is faster with.
+        channels_last: lay out convolutions of images channels last, as a GPU's tensor cores work
+            on them in half precision.
 
     Raises:
         InarchError: 2xx for a checkpoint that can't be read or doesn't fit, 3xx where no package

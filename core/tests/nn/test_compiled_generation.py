@@ -110,6 +110,7 @@ def test_another_batch_or_capacity_compiles_again_and_nothing_compiles_a_third_t
     for _ in range(2):
         rows(model, [PROMPT], compile=True)
         rows(model, [PROMPT, PROMPT], compile=True)
+        rows(model, [PROMPT, [3]], compile=True)
         rows(model, [PROMPT], 150, compile=True)
     assert counter.frame_count == 3
 

@@ -142,11 +142,12 @@ class Generation:
         if decoder.step is None:
             decoder.step = CompiledStep(self.tree, decoder.edits)
         if start == self.longest:
-            padding = self.padding
+            # One shape for a batch, whether its prompts are of one length or not.
+            shape, padding = (len(self.ids), self.capacity), self.padding
             if padding is None:
-                padding = torch.ones((1, self.capacity), dtype=torch.bool, device=self.device)
+                padding = torch.ones(shape, dtype=torch.bool, device=self.device)
             keys, _ = decoder.caches[0].kept
-            decoder.step.begin(start, self.positions, padding, self.window, keys)
+            decoder.step.begin(start, self.positions.expand(shape), padding, self.window, keys)
         return decoder.step
 
     def _first_seen(self, logits: Tensor) -> Tensor:
