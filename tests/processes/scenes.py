@@ -80,6 +80,14 @@ def adapted(label: str, stack: str) -> Any:
     return model
 
 
+def with_inner(family: str, kind: str) -> Any:
+    """A random model with an adapter that brings a tree, and a fresh LoRA in that."""
+    torch.manual_seed(5)
+    inner = inarch.adapter("lora", name="inner", rank=2)
+    model = next(iter(tiny_models(families=[family]))).build(seed=3)
+    return model.adapt(inarch.adapter(kind, name="outer", adapters=[inner]))
+
+
 def ids() -> Tensor:
     return torch.randint(0, 31, (4, 7), generator=torch.Generator().manual_seed(2))
 

@@ -33,6 +33,7 @@ REFUSED = [
     (GROUPED, "lora", "sideways", "IA880", "sideways"),
 ]
 ALIKE = [(f, "usual", p) for f in ("clip", "stable-diffusion") for p in ("fsdp", "tensor")]
+INSIDE = [("stable-diffusion", "controlnet", plan) for plan in ("fsdp", "tensor")]
 GENERATED = [(GROUPED, "stack", "tensor"), (TIED, "prefix", "tensor")]
 
 pytestmark = pytest.mark.xdist_group("two processes")
@@ -51,6 +52,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
         *(("generated", *one) for one in GENERATED),
         *(("alike", *one) for one in ALIKE),
         ("unsaved", GROUPED, "formless", "tensor"),
+        *(("inside", *one) for one in INSIDE),
     ]
     return asked_of(2, tasks, folder)
 
@@ -159,6 +161,16 @@ def test_every_tree_of_other_families_runs_as_in_one_process(
         result = one[f"alike-{name_of(case)}"]
         assert result["far"] < 1e-5
         assert (result["split"] > 20) == (case[2] == "tensor")
+
+
+@pytest.mark.parametrize("case", INSIDE, ids=name_of)
+def test_adapters_of_a_tree_that_an_adapter_brings_are_saved_whole(
+    case: tuple[str, str, str], found: list[dict[str, Any]]
+) -> None:
+    for one in found:
+        result = one[f"inside-{name_of(case)}"]
+        assert result["names"] == ["adapter_config.json", "adapter_model.safetensors"]
+        assert result["same"] == [True, True]
 
 
 def test_what_cant_be_saved_is_refused_in_both(found: list[dict[str, Any]]) -> None:

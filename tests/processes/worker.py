@@ -139,6 +139,18 @@ def alike(family: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
     return {"far": max(far), "split": len(model.layout.placed)}
 
 
+def inside(family: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
+    """Whether an adapter of the tree that an adapter brings is saved as one process saves it."""
+    model = scenes.with_inner(family, stack)
+    paths = [folder / str(dist.get_rank()), folder / "shared"]
+    model.adapters["outer"].inner.save_adapter("inner", paths[0])
+    sharded = spread(model, plan)
+    sharded.adapters["outer"].inner.save_adapter("inner", paths[1])
+    names = sorted(file.name for file in paths[0].iterdir())
+    same = [scenes.content(paths[0] / n) == scenes.content(paths[1] / n) for n in names]
+    return {"same": same, "names": names}
+
+
 def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
@@ -148,6 +160,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 TASKS = {
     "unsaved": unsaved,
     "alike": alike,
+    "inside": inside,
     "counted": counted,
     "ran": ran,
     "refused": refused,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from inarch.adapters import Model
+from inarch.adapters import Member, Members, Model
 from inarch.distribute.layout import Plan, Spread
 from inarch.distribute.tensor import split_over
 from inarch.errors import InarchError
@@ -58,9 +59,21 @@ def shard(
     result, placed = (copy.copy(model), {}) if tensor is None else split_over(model, tensor)
     result._fingerprint = fingerprint  # pyright: ignore[reportPrivateUsage]
     result.layout = Spread(data, tensor, placed, result.sites)
+    result.adapters = Members([_with_inner(m, result.layout) for m in result.adapters])
     if plan == "fsdp" and data is not None:
         _fully(result, data, {} if policy is None else {"mp_policy": policy})
     return result
+
+
+def _with_inner(member: Member, layout: Spread) -> Member:
+    """The member whose own tree, where it brings one as a model, lies as the whole does."""
+    if member.inner is None:
+        return member
+    inner = copy.copy(member.inner)
+    inner._fingerprint = inner.fingerprint()  # pyright: ignore[reportPrivateUsage]
+    inner.layout = replace(layout, sites=inner.sites)
+    inner.adapters = Members([_with_inner(m, inner.layout) for m in inner.adapters])
+    return replace(member, inner=inner)
 
 
 def _dimensions(
