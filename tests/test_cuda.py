@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import inarch
 
@@ -87,3 +90,58 @@ def test_a_recorded_step_gives_the_tokens_of_an_eager_one(
             for one in (False, True)
         ]
         assert steps[0] == steps[1]
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is copied, by where from and where to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("copy_", "_to_copy"):
+            target = args[0] if func.overloadpacket.__name__ == "copy_" else None
+            source = args[1] if target is not None else args[0]
+            place = (kwargs or {}).get("device") if target is None else target.device
+            self.made[source.device.type, torch.device(place or source.device).type] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_adapter_is_brought_to_the_gpu_by_one_copy_and_swapped_by_one_there(
+    folder: Path, tmp_path: Path
+) -> None:
+    here, there = inarch.load(folder), inarch.load(folder, device="cuda")
+    files = [trained(here, tmp_path / f"{rank}", rank) for rank in (2, 5)]
+    with Copies() as copies:
+        model = there.adapt(inarch.adapter("lora", weights=files[0], capacity=8))
+    assert copies.made["cpu", "cuda"] == 1
+    ids = torch.randint(0, 61, (2, 9))
+    addresses = [p.data_ptr() for p in model.parameters()]
+    ready = [model.prepare("lora", file) for file in files]
+    for i in (1, 0, 1):
+        with Copies() as copies:
+            model.swap("lora", ready[i])
+        assert dict(copies.made) == {("cuda", "cuda"): 2}  # of the weights, and of the scalings
+        expected = here.adapt(inarch.adapter("lora", weights=files[i]))(ids)
+        torch.testing.assert_close(model(ids.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert addresses == [p.data_ptr() for p in model.parameters()]
+
+
+def test_a_recorded_step_runs_what_was_swapped_in(folder: Path, tmp_path: Path) -> None:
+    base = inarch.load(folder, device="cuda")
+    files = [trained(base, tmp_path / f"{rank}", rank) for rank in (2, 5)]
+    model = base.adapt(inarch.adapter("lora", weights=files[0], capacity=8))
+    for file in (files[0], files[1], files[0]):
+        model.swap("lora", file)
+        fresh = base.adapt(inarch.adapter("lora", weights=file))
+        told = {"max_new_tokens": 12, "stop": frozenset[int]()}
+        recorded = list(model.generate_ids([[1, 2, 3, 4]], compile=True, **told))
+        assert recorded == list(fresh.generate_ids([[1, 2, 3, 4]], **told))
+
+
+def trained(base: inarch.Model, folder: Path, rank: int) -> Path:
+    model = base.adapt(inarch.adapter("lora", rank=rank, alpha=3))
+    for parameter in model.adapter_parameters("lora").values():
+        parameter.data.normal_(std=0.2)
+    return model.save_adapter("lora", folder)

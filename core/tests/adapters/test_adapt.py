@@ -130,6 +130,65 @@ def test_merging_gives_a_new_value_and_leaves_the_base(base: Model, x: Tensor) -
     assert all(torch.equal(base.state_dict()[k], v) for k, v in before.items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_hundred_merges_and_drops_change_no_bit_of_the_base(
+    base: Model, x: Tensor, dtype: torch.dtype
+) -> None:
+    base.tree.to(dtype)
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    model = randomised(base.adapt(inarch.adapter("lowrank", scale=0.7)))
+    expected, first = base.tree(x.to(dtype)), model.merge().tree(x.to(dtype))
+    assert not torch.equal(first, expected)
+    for _ in range(100):
+        heavier = model.merge()
+        assert torch.equal(heavier.tree(x.to(dtype)), first)
+        dropped = heavier.without("lowrank")
+        model = dropped.adapt(inarch.adapter("lowrank", scale=0.7))
+        for name, parameter in model.adapter_parameters("lowrank").items():
+            parameter.data.copy_(heavier.adapter_parameters("lowrank")[name])
+        model.adapters["lowrank"].trainable = False
+    assert torch.equal(dropped.tree(x.to(dtype)), expected)
+    bits = {k: v.view(torch.uint8) for k, v in before.items()}
+    assert all(torch.equal(v.view(torch.uint8), bits[k]) for k, v in base.state_dict().items())
+
+
+def test_a_merge_is_rounded_once_from_float32(base: Model) -> None:
+    base.tree.to(torch.bfloat16)
+    model = randomised(base.adapt(inarch.adapter("lowrank", name="a"), inarch.adapter("lowrank")))
+    merged_weight = model.merge().tree.get_submodule("layers.0.fc").weight
+    whole = base.tree.get_submodule("layers.0.fc").weight.float()
+    for name in ("a", "lowrank"):
+        edge = model.adapters[name].modules["layers.0.fc"]
+        whole = whole + edge.up.float() @ edge.down.float()
+    assert torch.equal(merged_weight, whole.to(torch.bfloat16))
+
+
+class Coded(torch.Tensor):
+    """A weight that is no plain tensor, as torchao's quantised ones are."""
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8", "subclass", "buffer"])
+def test_a_quantised_weight_is_not_merged_into(base: Model, kind: str) -> None:
+    model = randomised(base.adapt("lowrank"))
+    layer = base.tree.get_submodule("layers.1.fc")
+    weight = layer.weight.detach()
+    held = {
+        "int8": (weight * 10).to(torch.int8),
+        "float8": weight.to(torch.float8_e4m3fn),
+        "subclass": weight.as_subclass(Coded),
+        "buffer": (weight * 10).to(torch.int8),
+    }[kind]
+    del layer._parameters["weight"]
+    if kind == "buffer":
+        layer.register_buffer("weight", held)
+    else:
+        layer._parameters["weight"] = nn.Parameter(held, requires_grad=False)
+    with pytest.raises(InarchError, match="can't be merged") as caught:
+        model.merge()
+    assert (caught.value.code, caught.value.where) == ("IA409", "layers.1.fc")
+    assert "quantised" in caught.value.why
+
+
 def test_a_delta_that_is_not_finite_is_not_merged(base: Model) -> None:
     adapted = randomised(base.adapt(inarch.adapter("lowrank")))
     adapted.adapters["lowrank"].modules["layers.1.fc"].up.data[0, 0] = float("nan")

@@ -262,6 +262,17 @@ def test_pickling_writes_each_parameter_once(base: Model, files: list[Path], x: 
     assert torch.equal(tree(x), model.tree(x))
 
 
+def test_an_adapter_of_a_file_is_drawn_from_nothing_and_each_tensor_is_copied_once(
+    base: Model, files: list[Path]
+) -> None:
+    with Copies() as copies:
+        model = made_of(base, files[0])
+    parameters = model.adapter_parameters("lowrank")
+    written = [size for name, size in copies.made if name == "copy_"]
+    assert sorted(written) == sorted(p.nbytes for p in parameters.values())
+    assert not [name for name, _ in copies.made if name in ("uniform_", "normal_", "zero_")]
+
+
 def test_two_dtypes_of_a_base_are_two_allocations(twin_trees: Model) -> None:
     twin_trees.trees["left"].to(torch.bfloat16)
     model = twin_trees.adapt(inarch.adapter("lowrank", targets=["mlp.*", "left"]))

@@ -25,8 +25,8 @@ def merged(trees: Mapping[str, Chain], members: Iterable[Member]) -> dict[str, C
     follow each other at a site act in the order of their names, as in the tree.
 
     Raises:
-        InarchError: IA409 where an edge can't be merged, what it makes is not finite, or it acts
-            on what an adapter that isn't merged does at the same site.
+        InarchError: IA409 where an edge can't be merged, what it makes is not finite, it acts on
+            what an adapter that isn't merged does at the same site, or the weight is quantised.
     """
     at: dict[str, list[_Placed]] = {}
     for member in members:
@@ -43,6 +43,7 @@ def merged(trees: Mapping[str, Chain], members: Iterable[Member]) -> dict[str, C
             _refuse_out_of_turn(address, placed)
             name, inner = _located(trees, address)
             layer = trees[name].get_submodule(inner)
+            _refuse_quantised(address, layer, placed)
             ordered = [one for one in _canonical(placed) if one[0].merged]
             modules[name][inner] = _with(layer, ordered)
     return {
@@ -64,6 +65,22 @@ def _refuse_out_of_turn(address: str, placed: list[_Placed]) -> None:
             if member.merged and not live.merged and not alike and other.kind != "tap":
                 why = f"its {edit.kind} there acts on the {other.kind} of `{live.name}`"
                 raise _unmergeable(member, why, address, f'merge both, or only "{live.name}"')
+
+
+def _refuse_quantised(address: str, layer: nn.Module, placed: list[_Placed]) -> None:
+    """Weights that are codes and scales hold no sum: rounding it would be quantising it again."""
+    held = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    for name, value in held:
+        kind = "a " + type(value).__name__
+        if type(value) in (nn.Parameter, Tensor):
+            plain = not isinstance(value, nn.Parameter) and name != "weight"
+            if plain or (value.is_floating_point() and value.dtype.itemsize > 1):
+                continue
+            kind = str(value.dtype).removeprefix("torch.")
+        member = next(member for member, _ in placed if member.merged)
+        why = f"its {name} there is {kind}, quantised, and a sum in it would be quantised anew"
+        remedy = "run it unmerged, or load the base unquantised and merge there"
+        raise _unmergeable(member, why, address, remedy)
 
 
 def _located(trees: Mapping[str, Chain], address: str) -> tuple[str, str]:

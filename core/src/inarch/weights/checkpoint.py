@@ -21,6 +21,8 @@ from inarch.weights.header import PICKLES, Header, TensorInfo, read_header
 if TYPE_CHECKING:
     from inarch.nn.tokenizer import Tokenizer
 
+_WINDOW = 1 << 26
+"""Bytes of a file that are read to be cast or brought elsewhere before it is mapped anew."""
 _AGAIN = "download or save it again"
 
 
@@ -118,6 +120,7 @@ class FolderCheckpoint:
                 remedy="pass the folder that holds config.json and the safetensors files",
             )
         self._open: dict[Path, Any] = {}
+        self._passed = 0
         self.config = read_json(path / "config.json")
         if "_class_name" in self.config:  # diffusers' word for it
             self.config.setdefault("architectures", [self.config["_class_name"]])
@@ -168,7 +171,15 @@ class FolderCheckpoint:
         file = self._open.get(path)
         if file is None:
             file = self._open[path] = safe_open(path, framework="pt", device=key)
-        return file.get_tensor(name).to(device=device, dtype=dtype)
+        mapped = file.get_tensor(name)
+        tensor = mapped.to(device=device, dtype=dtype)
+        if tensor is not mapped or device.type != "cpu":
+            # Pages that were read stay in memory as long as the file is mapped, as a second copy.
+            self._passed += mapped.nbytes
+            if self._passed > _WINDOW:
+                self._passed = 0
+                self.close()
+        return tensor
 
     def close(self) -> None:
         """Forget the open files; tensors that were read keep their mapping."""
