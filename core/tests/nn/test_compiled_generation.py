@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -138,6 +139,17 @@ def test_two_generations_at_once_keep_apart(model: LanguageModel, compile: bool)
         strict=True,
     )
     assert list(steps) == list(zip(first, second, strict=True))
+
+
+def test_threads_that_begin_at_once_compile_once(
+    model: LanguageModel, counter: CompileCounter
+) -> None:
+    prompts = [[[1, 2, 3]], [[4, 5, 6, 7]], [[8]], [[9, 1]]]
+    expected = [rows(model, prompt) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        made = list(threads.map(lambda prompt: rows(model, prompt, compile=True), prompts))
+    assert made == expected
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("compile", [False, True])

@@ -116,6 +116,7 @@ class CompiledStep:
         self.tree = _compiled(regional(self.whole))
         self.graph: torch.cuda.CUDAGraph | None = None
         self.shape: tuple[Any, ...] = ()
+        self.ready = False
 
     def begin(
         self, start: int, positions: Tensor, padding: Tensor, window: int | None, keys: Tensor
@@ -131,7 +132,7 @@ class CompiledStep:
         """
         shape = (keys.data_ptr(), keys.shape, positions.shape, padding.shape, window)
         if self.graph is None or shape != self.shape:
-            self.graph, self.shape, self.window = None, shape, window
+            self.graph, self.shape, self.window, self.ready = None, shape, window, False
             self.ids = positions.new_zeros((keys.shape[0], 1))
             self.slots = positions.new_zeros(1)
             self.columns = torch.arange(padding.shape[1], device=positions.device)
@@ -154,12 +155,21 @@ class CompiledStep:
         seen = self.padding & (self.columns <= slots)
         if self.window is not None:
             seen &= self.columns > slots - self.window
-        given = {"positions": self.positions.index_select(1, slots), "mask": seen[:, None, None]}
-        logits = self._forward(ids, **given, slots=slots, **begins(self.tree, False))
+        given: dict[str, Any] = {
+            "positions": self.positions.index_select(1, slots),
+            "mask": seen[:, None, None],
+        }
+        given |= {"slots": slots, **begins(self.tree, False)}
+        if self.ready:
+            logits = self._forward(ids, given)
+        else:
+            with _COMPILING:  # or threads would compile the same at the same time
+                logits = self._forward(ids, given)
+            self.ready = True
         slots.add_(1)
         return logits
 
-    def _forward(self, ids: Tensor, **given: Any) -> Tensor:
+    def _forward(self, ids: Tensor, given: dict[str, Any]) -> Tensor:
         """The tree's; without regions where they fail, as torch 2.13's do at a weight's `.T`."""
         if self.tree is not self.whole:
             try:
@@ -211,7 +221,7 @@ def compiler_error() -> type[Exception]:
     return TorchDynamoException
 
 
-_LOCK = threading.Lock()
+_LOCK, _COMPILING = threading.Lock(), threading.Lock()
 _IDLE: WeakKeyDictionary[Chain, dict[Places, list[Decoder]]] = WeakKeyDictionary()
 
 
