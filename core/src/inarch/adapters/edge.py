@@ -14,6 +14,13 @@ from inarch.adapters.row_edges import RowTerm
 from inarch.tree.chain import HOOKS
 
 
+def scalar(value: float, device: torch.device) -> Tensor:
+    """A number as a 0-dim float32 tensor; on the meta device, where `full` is slow, any."""
+    if device.type == "meta":
+        return torch.empty((), dtype=torch.float32, device=device)
+    return torch.full((), value, dtype=torch.float32, device=device)
+
+
 @runtime_checkable
 class Settled(Protocol):
     """A module of an adapter that is told when its parameters are filled: see `Edge.settle`."""
@@ -67,7 +74,7 @@ class Edge(nn.Module):
 
     def place(self, device: torch.device) -> None:
         """Put the scale on a device, with the value it has."""
-        self.scale = torch.full((), self.strength, dtype=torch.float32, device=device)
+        self.scale = scalar(self.strength, device)
 
     def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         """Told, once its parameters are filled, of the base's module at the site.

@@ -105,6 +105,9 @@ class _Wanted:
 
 def parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
     """The modules an edit brings, each with the label it has in the step."""
+    if isinstance(edit.step, nn.Module):
+        yield "", edit.step
+        return
     labelled: set[int] = set()
     for step in walk(edit.step):
         if isinstance(step, Labelled) and isinstance(step.step, nn.Module):
@@ -116,12 +119,10 @@ def parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
 
 def parameters(edit: Edit) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """Each parameter: its name in the step, its owner, its name there, and itself."""
-    for label, part in parts(edit):
-        for path, module in part.named_modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    full = ".".join(p for p in (label, path, name) if p)
-                    yield full, module, name, parameter
+    for label, module in _owners(edit):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield f"{label}.{name}" if label else name, module, name, parameter
 
 
 def key_of(edit: Edit, name: str = "") -> Key:
@@ -130,11 +131,20 @@ def key_of(edit: Edit, name: str = "") -> Key:
 
 def buffers(edit: Edit) -> Iterator[tuple[str, nn.Module, str]]:
     """Each buffer of an edge beside its scale: its name in the step, its owner, its name there."""
+    for label, module in _owners(edit):
+        for name, buffer in module._buffers.items() if isinstance(module, Edge) else ():
+            if buffer is not None and name != "scale":
+                yield f"{label}.{name}" if label else name, module, name
+
+
+def _owners(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
+    """Every module an edit brings, and those in it, each with its name in the step."""
     for label, part in parts(edit):
+        if not part._modules:  # as almost all
+            yield label, part
+            continue
         for path, module in part.named_modules():
-            for name, buffer in module._buffers.items() if isinstance(module, Edge) else ():
-                if buffer is not None and name != "scale":
-                    yield ".".join(p for p in (label, path, name) if p), module, name
+            yield ".".join(name for name in (label, path) if name), module
 
 
 def places(edits: Iterable[Edit], *, of_buffers: bool = False) -> dict[Key, Place]:
@@ -271,6 +281,7 @@ def _settle(edit: Edit, sites: SiteView, *, loaded: bool, copied: set[nn.Module]
     """Buffers, first values and what depends on the base, once the parameters have memory."""
     device, _ = placement(edit, sites)
     site = sites.all.get(edit.address)
+    drawn = not loaded and device.type != "meta"  # where there is nothing to draw into
     for _, part in parts(edit):
         for module in part.modules():
             for own, buffer in module._buffers.items():
@@ -279,11 +290,11 @@ def _settle(edit: Edit, sites: SiteView, *, loaded: bool, copied: set[nn.Module]
                     made = torch.zeros(shape, dtype=dtype, device=device)
                     module._buffers[own] = made if buffer.is_meta else buffer.to(device)
             fresh = getattr(module, "reset_parameters", None)
-            if not loaded and fresh is not None and module not in copied:
+            if drawn and fresh is not None and module not in copied:
                 fresh()
             if isinstance(module, Edge):
                 module.place(device)
-            if isinstance(module, Settled):
+            if isinstance(module, Edge | Settled):
                 module.settle(None if site is None else site.module, loaded=loaded)
         part.eval()
 
@@ -291,11 +302,15 @@ def _settle(edit: Edit, sites: SiteView, *, loaded: bool, copied: set[nn.Module]
 def placement(edit: Edit, sites: SiteView) -> tuple[torch.device, torch.dtype]:
     """The device and dtype of the weights at the site, or of the tree around it."""
     site = sites.all.get(edit.address)
-    near = [] if site is None or site.module is None else list(site.module.parameters())
-    named = edit.address.partition(".")[0] if site is None else site.tree
-    tree = sites.trees.get(named) or next(iter(sites.trees.values()))
-    parameter = next(iter(near), None)
+    parameter: Tensor | None = None
+    if site is not None and site.module is not None:
+        own = (p for p in site.module._parameters.values() if p is not None)
+        parameter = next(own, None)
+        if parameter is None:
+            parameter = next(site.module.parameters(), None)
     if parameter is None:
+        named = edit.address.partition(".")[0] if site is None else site.tree
+        tree = sites.trees.get(named) or next(iter(sites.trees.values()))
         parameter = next(tree.parameters())
     return parameter.device, parameter.dtype
 

@@ -73,6 +73,7 @@ class LoRAEdge(SiteEdge):
         a, b = self.names
         self.register_parameter(a, nn.Parameter(torch.empty(first)))
         self.register_parameter(b, nn.Parameter(torch.empty(second)))
+        self.biased = lora_bias or bias
         own = nn.Parameter(torch.empty(outputs)) if lora_bias else None
         self.register_parameter("lora_B_bias", own)
         self.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if bias else None)
@@ -114,14 +115,14 @@ class LoRAEdge(SiteEdge):
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """The term of `x`, [..., inputs], added to `plus`, [..., outputs], where it is given."""
         first, second = self.pair()
-        z = self.down(self.dropped(x), first)
+        if self.training:
+            x = self.dropped(x)
+        z = self.down(x, first)
         if torch.compiler.is_compiling():
             term = self.up(z * self.whole_scale(), second, plus, 1.0)
         else:
             term = self.up(z, second, plus, self.scaling * self.factor * self.strength)
-        if self.lora_B_bias is None and self.bias is None:
-            return term
-        return self._biased(term)
+        return self._biased(term) if self.biased else term
 
     def whole_scale(self) -> float | Tensor:
         """All that B A is multiplied by; under compilation a tensor, as `acting`."""
