@@ -88,7 +88,7 @@ def run(setting: Setting) -> Result:
         before = {}
         if blocks <= 123:
             both["theirs"], before["theirs"] = peer.adapt, peer.prepare
-        times = interleaved(both, setting, repeats=10 if blocks == 123 else 5, before=before)
+        times = interleaved(both, setting, repeats=6 if blocks == 123 else 5, before=before)
         ours.append(times.median("ours"))
         row = [str(layers(blocks)), seconds(ours[-1])]
         if "theirs" in both:
