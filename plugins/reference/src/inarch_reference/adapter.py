@@ -34,8 +34,8 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     Attributes:
         reference_attn: whether self-attentions look at the reference.
         reference_adain: whether layers take its statistics.
-        style_fidelity: how much of all this is kept from the rows of guidance that are for no
-            prompt, from 0 to 1: guidance goes away from them, so more is nearer to the reference.
+        style_fidelity: from 0, where the prompt counts more, to 1, where the reference does.
+            So much is kept from the rows for no prompt, which guidance goes away from.
         attention_weight: the share of the self-attentions that look at it, the widest first.
         gn_weight: which blocks take its statistics: all at 2, at 0 the middle alone.
         encoded: whether it is given as `NAME_latents` instead of `NAME_image`.
@@ -80,10 +80,6 @@ class Reference(Adapter):
     def given(self) -> str:
         return f"{self.name}_latents" if self.options.encoded else f"{self.name}_image"
 
-    @property
-    def rows(self) -> str:
-        return f"{self.name}_rows"
-
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         if weights is not None:
             raise InarchError(
@@ -96,18 +92,19 @@ class Reference(Adapter):
         self.tree, self.channels = enter.tree, leave.module.out_channels  # type: ignore[union-attr]
         self.beside = enter.module.in_channels - self.channels  # type: ignore[union-attr]
         options, name = self.options, self.name
+        unprompted = 1.0 - options.style_fidelity
         if options.reference_attn:
             found = places.attentions(sites, options.attention_weight)
             for i, (key, value, attend) in enumerate(found):
-                inputs = (f"{name}_seen_{i}", self.rows)
+                inputs = (f"{name}_seen_{i}", "prompted")
                 self.seen[inputs[0]] = (key.address, value.address, places.width(key))
-                step = _told(inputs, ReferenceAttention())
+                step = _told(inputs, ReferenceAttention(unprompted))
                 yield Edit.add(attend.address, step, name, inputs=inputs)
         if options.reference_adain:
             for i, layer in enumerate(places.layers(sites, options.gn_weight)):
-                inputs = (f"{name}_style_{i}", self.rows)
+                inputs = (f"{name}_style_{i}", "prompted")
                 self.styles[inputs[0]] = (layer.address, places.channels(sites, layer))
-                step = _told(inputs, ReferenceStatistics())
+                step = _told(inputs, ReferenceStatistics(unprompted))
                 yield Edit.after(layer.address, step, name, inputs=inputs)
 
     # What a user gives for it
@@ -119,13 +116,10 @@ class Reference(Adapter):
         return (AddedInput(self.given, "[batch, 3, height, width] in 0..1"),)
 
     def read_input(self, added: AddedInput, value: Any, request: Request) -> Mapping[str, Any]:
-        rows = torch.ones(request.batch * (1 + request.guided), 1, 1, 1)
-        rows[: request.batch * request.guided] = 1.0 - self.options.style_fidelity
         if self.options.encoded:
-            read = self._latents(value, request)
-        else:
-            read = rows_of_pictures(value, replace(request, guided=False), name=added.name)
-        return {added.name: read, self.rows: rows.to(request.device, request.dtype)}
+            return {added.name: self._latents(value, request)}
+        once = replace(request, guided=False)
+        return {added.name: rows_of_pictures(value, once, name=added.name)}
 
     def _latents(self, value: Any, request: Request) -> Tensor:
         right = isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] == self.channels
@@ -176,7 +170,7 @@ class Reference(Adapter):
             count = torch.Size(shape).numel()
             return torch.arange(count, device="cpu").mul(0.37).sin().reshape(shape).to(**like)
 
-        found = {self.rows: torch.full((batch, 1, 1, 1), 0.75, **like)}
+        found: dict[str, Any] = {"prompted": (batch, batch)}
         found |= {n: waves(batch, 2, 6, width) for n, (_, _, width) in self.seen.items()}
         for name, (_, channels) in self.styles.items():
             found[name] = waves(batch, 2, channels, 1, 1).abs()

@@ -11,11 +11,32 @@ from inarch.adapters import Edge
 _LEAST_VARIANCE = 1e-6
 
 
-class ReferenceAttention(Edge):
-    """The change that a layer's attention undergoes when it looks at the reference's tokens too."""
+class ReferenceEdge(Edge):
+    """What a reference changes, taken whole by the rows for a prompt.
+
+    Args:
+        unprompted: how much of it the rows for no prompt take, which come first.
+    """
+
+    def __init__(self, unprompted: float) -> None:
+        super().__init__()
+        self.unprompted = unprompted
 
     def reset_parameters(self) -> None:
         """It has none."""
+
+    def share(self, x: Tensor, prompted: tuple[int, int]) -> Tensor:
+        """How much of the change each row of `x` takes, [batch, 1, 1, 1]."""
+        wanted, rows = prompted
+        share = x.new_ones(rows, 1, 1, 1)
+        share[: rows - wanted] = self.unprompted
+        if torch.compiler.is_compiling():  # reading `strength` would guard on its value
+            return (share * self.scale).to(x.dtype)
+        return share * self.strength
+
+
+class ReferenceAttention(ReferenceEdge):
+    """The change that a layer's attention undergoes when it looks at the reference's tokens too."""
 
     def forward(
         self,
@@ -24,7 +45,7 @@ class ReferenceAttention(Edge):
         value: Tensor,
         mask: Tensor | None,
         seen: Tensor,
-        rows: Tensor,
+        prompted: tuple[int, int],
     ) -> Tensor:
         """The term of one layer, [batch, heads, tokens, head_dim].
 
@@ -32,7 +53,7 @@ class ReferenceAttention(Edge):
             query, key, value: [batch, heads, tokens, head_dim].
             mask: [.., tokens, keys], True where a query may look, or None for everywhere.
             seen: [batch, 2, seen tokens, heads * head_dim], the reference's keys and values.
-            rows: [batch, 1, 1, 1], how much of the change each row takes.
+            prompted: how many rows are for a prompt, the last ones, and how many there are.
         """
         alone = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         if mask is not None:
@@ -41,26 +62,23 @@ class ReferenceAttention(Edge):
         keys = torch.cat([key, seen_key], dim=2)
         values = torch.cat([value, seen_value], dim=2)
         beside = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        return (beside - alone) * _share(self, rows)
+        return (beside - alone) * self.share(query, prompted)
 
 
-class ReferenceStatistics(Edge):
+class ReferenceStatistics(ReferenceEdge):
     """Every channel with the mean and the deviation it has in the reference."""
 
-    def reset_parameters(self) -> None:
-        """It has none."""
-
-    def forward(self, x: Tensor, style: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor, prompted: tuple[int, int]) -> Tensor:
         """What flows on, [batch, channels, height, width].
 
         Args:
             x: of the same shape.
             style: [batch, 2, channels, 1, 1], the reference's mean and deviation.
-            rows: [batch, 1, 1, 1], how much of the change each row takes.
+            prompted: how many rows are for a prompt, the last ones, and how many there are.
         """
         (own_mean, own_deviation), (mean, deviation) = style_of(x).unbind(1), style.unbind(1)
         restyled = (x - own_mean) / own_deviation * deviation + mean
-        return torch.lerp(x, restyled, _share(self, rows))
+        return torch.lerp(x, restyled, self.share(x, prompted))
 
 
 def style_of(x: Tensor) -> Tensor:
@@ -71,9 +89,3 @@ def style_of(x: Tensor) -> Tensor:
     """
     variance, mean = torch.var_mean(x, dim=(2, 3), keepdim=True, correction=0)
     return torch.stack([mean, variance.clamp_min(_LEAST_VARIANCE).sqrt()], dim=1)
-
-
-def _share(edge: Edge, rows: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # reading `strength` would guard on its value
-        return (rows * edge.scale).to(rows.dtype)
-    return rows * edge.strength
