@@ -21,47 +21,44 @@ if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Made:
-    """A term as it was when a bank was made of it."""
+class Source:
+    """Terms as they were when something was made of them."""
 
-    term: LoRAEdge
-    strength: float
-    parameters: tuple[tuple[str, Tensor, int, int], ...]
-
-    @classmethod
-    def of(cls, term: LoRAEdge) -> Made:
-        return cls(
-            term,
-            acting(term),
-            tuple(
-                (name, value, value._version, value.data_ptr())
-                for name, value in zip(term.names, term.pair(), strict=True)
-            ),
-        )
+    def __init__(self, terms: Sequence[LoRAEdge]) -> None:
+        self.seen = tuple((term, acting(term), _seen(term)) for term in terms)
 
     def stands(self) -> bool:
-        """Whether the term would still make the same of it.
+        """Whether the same would be made of them again, and none must be called by itself.
 
         An operation in place counts a tensor's version up; assigning its `data` doesn't, and moves
         it. Writing through `data` does neither.
         """
-        held = self.term._parameters
-        if acting(self.term) != self.strength:
-            return False
-        for name, value, version, place in self.parameters:
-            if held[name] is not value or value._version != version or value.data_ptr() != place:
+        for term, strength, parameters in self.seen:  # all in one frame: every forward asks
+            if term.scaling * term.factor * term.strength != strength:
                 return False
+            if term._forward_hooks or term._forward_pre_hooks or (term.training and term.dropout):
+                return False
+            held = term._parameters
+            for name, value, version, place in parameters:
+                if held[name] is not value or value._version != version:
+                    return False
+                if value.data_ptr() != place:
+                    return False
         return True
+
+
+def _seen(term: LoRAEdge) -> tuple[tuple[str, Tensor, int, int], ...]:
+    pairs = zip(term.names, term.pair(), strict=True)
+    return tuple((name, value, value._version, value.data_ptr()) for name, value in pairs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bank:
     """What several terms add is `strength * second(first(x))`; nothing where `pair` is None."""
 
-    pair: tuple[Tensor, Tensor] | None
-    strength: float
-    made: tuple[Made, ...]
+    source: Source
+    pair: tuple[Tensor, Tensor] | None = None
+    strength: float = 0.0
 
     @classmethod
     @torch.inference_mode(False)  # a tensor of inference mode could not be used outside of it
@@ -77,16 +74,15 @@ class Bank:
             return None
         strengths = [acting(term) for term in terms]
         live = [(p, s) for p, s in zip(pairs, strengths, strict=True) if s != 0]
-        made = tuple(Made.of(term) for term in terms)
         if not live:
-            return cls(None, 0.0, made)
+            return cls(Source(terms))
         # The largest is left to the product, which is exact, and no other factor is above 1.
         most = max((s for _, s in live), key=abs)
         first = _joined([a for (a, _), _ in live], 0)
         second = _joined([b if s == most else b * (s / most) for (_, b), s in live], 1)
         if type(first) not in (Tensor, nn.Parameter):  # it is traced, or counted without data
             return None
-        return cls((first, second), most, made)
+        return cls(Source(terms), (first, second), most)
 
 
 def _joined(values: Sequence[Tensor], dim: int) -> Tensor:
@@ -119,23 +115,26 @@ class JointLoRA:
 
     def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """What all the terms of `x` add to `plus`, [..., outputs]."""
-        if plus is None or distributed() or any(map(alone, self.terms)):
-            return self._in_turn(x, plus)
         if torch.compiler.is_compiling():
-            return self._traced(x, plus)
-        if torch.is_grad_enabled() and any(map(learns, self.terms)):
-            self.bank = None
-            return self._in_turn(x, plus)
+            apart = plus is None or distributed() or any(map(alone, self.terms))
+            return self._in_turn(x, plus) if apart else self._traced(x, plus)
         bank = self.bank
-        if bank is None or not all(made.stands() for made in bank.made):
-            bank = self.bank = Bank.of(self.terms)
-        if bank is None:
+        if bank is None or torch.is_grad_enabled() or distributed() or not bank.source.stands():
+            bank = self.bank = self._renewed()
+        if bank is None or plus is None:
             return self._in_turn(x, plus)
         if bank.pair is None:
             return plus
         first, second = bank.pair
         form = self.terms[0]
         return form.up(form.down(x, first), second, plus, bank.strength)
+
+    def _renewed(self) -> Bank | None:
+        """A bank that stands; None where the terms run one after another."""
+        if apart(self.terms):
+            return None
+        old = self.bank
+        return old if old is not None and old.source.stands() else Bank.of(self.terms)
 
     def _in_turn(self, x: Tensor, plus: Tensor | None) -> Tensor:
         first, *rest = self.terms
@@ -171,6 +170,13 @@ def copyable(parameters: Sequence[Tensor], terms: Sequence[LoRAEdge]) -> bool:
 def acting(term: LoRAEdge) -> float:
     """All that B A is multiplied by in eager code."""
     return term.scaling * term.factor * term.strength
+
+
+def apart(terms: Sequence[LoRAEdge]) -> bool:
+    """Whether each term must be called by itself, and nothing be kept of them."""
+    if distributed() or any(map(alone, terms)):
+        return True
+    return torch.is_grad_enabled() and any(map(learns, terms))
 
 
 def distributed() -> bool:

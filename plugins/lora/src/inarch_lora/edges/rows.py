@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inarch.adapters.row_edges import RowTerm
-from inarch_lora.edges.joint import Made, acting, alone, copyable, distributed, learns
+from inarch_lora.edges.joint import Source, acting, apart, copyable, distributed
 
 if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
@@ -47,7 +47,7 @@ class RowBank:
     """Matrices by slot, and where each row is.
 
     Attributes:
-        made: what it was made of.
+        source: what it was made of.
         matrices: [slots, rank, inputs] and [slots, rank, outputs], the second with the ratio of
             each strength to the largest in it; None where nothing acts in any row.
         strength: the largest.
@@ -56,7 +56,7 @@ class RowBank:
         rows: those that have adapters; None where all have.
     """
 
-    made: tuple[Made, ...]
+    source: Source
     matrices: tuple[Tensor, Tensor] | None = None
     strength: float = 0.0
     order: Tensor | None = None
@@ -94,20 +94,25 @@ class JointRows:
 
     def __call__(self, x: Tensor, *, plus: Tensor) -> Tensor:
         x, plus = self.modules[0].batch(x), self.modules[0].batch(plus)
-        if torch.compiler.is_compiling() or distributed() or plus.numel() == 0:
-            return self._in_turn(x, plus)
-        terms = [module.edge for module in self.modules]
-        if any(map(alone, terms)) or (torch.is_grad_enabled() and any(map(learns, terms))):
-            self.bank = None
+        if torch.compiler.is_compiling() or plus.numel() == 0:
             return self._in_turn(x, plus)
         bank = self.bank
-        if bank is None or not all(made.stands() for made in bank.made):
-            known = copyable([value for term in terms for value in term.pair()], terms)
-            bank = self.bank = self._laid_out() if known else None
+        if bank is None or torch.is_grad_enabled() or distributed() or not bank.source.stands():
+            bank = self.bank = self._renewed()
         if bank is None:
             return self._in_turn(x, plus)
         flat = [value.reshape(len(value), -1, value.shape[-1]) for value in (x, plus)]
         return bank.add(*flat).view(plus.shape)
+
+    def _renewed(self) -> RowBank | None:
+        """A bank that stands; None where the terms run one after another."""
+        terms, old = [module.edge for module in self.modules], self.bank
+        if apart(terms):
+            return None
+        if old is not None and old.source.stands():
+            return old
+        known = copyable([value for term in terms for value in term.pair()], terms)
+        return self._laid_out() if known else None
 
     def _in_turn(self, x: Tensor, plus: Tensor) -> Tensor:
         for module in self.modules:
@@ -119,9 +124,9 @@ class JointRows:
     def _laid_out(self) -> RowBank:
         terms = [module.edge for module in self.modules]
         strengths = {term: acting(term) for term in terms}
-        holders, made = self._holders(strengths), tuple(map(Made.of, terms))
+        holders, source = self._holders(strengths), Source(terms)
         if not holders:
-            return RowBank(made)
+            return RowBank(source)
         most = max((strengths[term] for has in holders for term in has), key=abs)
         slots = list(_slots(holders))
         rank = max(sum(len(term.pair()[0]) for term in has) for has in holders)
@@ -141,7 +146,7 @@ class JointRows:
         count, device = self.modules[0].count, a.device
         same = order == list(range(count))
         return RowBank(
-            made,
+            source,
             (first, second),
             most,
             None if same else torch.tensor(order, device=device),
