@@ -74,3 +74,21 @@ def test_several_at_once_are_the_same_compiled(counter: CompileCounter) -> None:
     model = base._with([m for kind in kinds for m in trained(base, SPECS[kind]).adapters])
     assert rows(model, compile=True) == rows(model)
     assert (counter.frame_count, sum(counters["graph_break"].values())) == (1, 0)
+
+
+def test_another_scale_and_other_weights_compile_nothing(counter: CompileCounter) -> None:
+    base = LLAMAS[0].build()
+    model = trained(base, SPECS["lora"])
+    rows(model, compile=True)
+    model.adapters["lora"].scale = -2.0
+    assert rows(model, compile=True) == rows(model)
+    other = trained(base, SPECS["lora"], seed="other")
+    assert rows(other, compile=True) == rows(other)
+    assert counter.frame_count == 1
+
+
+def test_a_packed_model_s_tokens_are_the_same_compiled(counter: CompileCounter) -> None:
+    base = LLAMAS[0].build()
+    model = trained(base.packed(), SPECS["lora"])
+    assert rows(model, compile=True) == rows(trained(base, SPECS["lora"]))
+    assert (counter.frame_count, sum(counters["graph_break"].values())) == (1, 0)
