@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Chain(nn.Module):
                     where="takes",
                     remedy="name each value once",
                 )
-        registry = Registry(RESERVED | frozenset(dir(type(self))), self._register)
+        registry = Registry(_reserved(type(self)), self._register)
         self._write(adopt(Seq(*steps, **named), registry, top=True))
 
     # What it is
@@ -300,6 +301,12 @@ class Chain(nn.Module):
         for _, chain in tied:
             chain.retie()
         return result
+
+
+@functools.cache
+def _reserved(kind: type[Chain]) -> frozenset[str]:
+    """Names that a Chain of some class can't give to a module."""
+    return RESERVED | frozenset(dir(kind))
 
 
 class ModulesOf(Mapping[str, nn.Module]):

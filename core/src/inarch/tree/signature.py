@@ -58,7 +58,8 @@ class Call(Combinator):
                 remedy="write the module itself: the tree must know its weights",
             )
         bound = (*args, *(value for _, value in sorted(keywords.items())))
-        key = (_identity(base), len(args), tuple(sorted(keywords)), *map(_constant, bound))
+        shape = (_identity(base), len(args), tuple(sorted(keywords)))
+        key = (*shape, *map(_constant, bound))
         try:
             hash(key)
         except TypeError as error:
@@ -69,7 +70,7 @@ class Call(Combinator):
                 why=str(error),
                 remedy="bind tuples instead of lists, or make it a module with buffers",
             ) from None
-        return cls(key, of_function(function), function)
+        return cls(key, _known(shape, function), function)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Call.of, (self.function,)
@@ -126,6 +127,21 @@ def of_function(function: Callable[..., Any]) -> Signature:
     if isinstance(function, functools.partial):
         bound = function.keywords
     return _read(parameters, bound, getattr(base, "__annotations__", {}).get("return"))
+
+
+def _known(shape: tuple[Any, ...], function: Callable[..., Any]) -> Signature:
+    """The signature of a function that is called so; read once for each `def`."""
+    if not isinstance(shape[0], tuple):  # the function itself, which is not to be kept alive
+        return of_function(function)
+    base = function.func if isinstance(function, functools.partial) else function  # pyright: ignore
+    key = (*shape, str(getattr(base, "__annotations__", {}).get("return")))
+    found = _KNOWN.get(key)
+    if found is None:
+        found = _KNOWN[key] = of_function(function)
+    return found
+
+
+_KNOWN: dict[tuple[Any, ...], Signature] = {}
 
 
 def of_module(module: nn.Module) -> Signature:
