@@ -97,6 +97,7 @@ def _machines(found: dict[str, dict[str, Result]]) -> Iterator[str]:
             which = f" ({', '.join(workloads)})" if len(kinds) > 1 else ""
             yield f"- **{device}**{which}: {told}"
     yield ""
+    yield from _note("machines")
 
 
 def _overview(found: dict[str, dict[str, Result]]) -> Iterator[str]:
@@ -127,6 +128,11 @@ def _section(name: str, results: dict[str, Result]) -> Iterator[str]:
     for device, result in results.items():
         yield f"### {name} on {device}\n"
         yield from _measured(result, device)
+    yield from _note(name)
+
+
+def _note(name: str) -> Iterator[str]:
+    """What a person wrote of a workload, or of the machines."""
     note = Path(__file__).parent / "notes" / f"{name}.md"
     if note.exists():
         yield f"{note.read_text().strip()}\n"
