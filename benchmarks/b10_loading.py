@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +117,15 @@ def alone(who: str, where: str) -> None:
         saved(quick, tiny)
         first = first_of_ours if who == "inarch" else first_of_theirs
         first(tiny, quick)  # whatever a first time imports
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # `ru_maxrss` is no use: it begins at what the process that started this one had.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
     first(Path(where), Setting())
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(_status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    """Bytes of a line of /proc/self/status: VmRSS is resident memory, VmHWM its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024
