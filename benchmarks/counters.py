@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -72,7 +73,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 def calls(run: Callable[[], object]) -> int:
     """The calls of Python functions and of C functions that a call makes.
 
-    It grows with the work as the time does, and is the same on every run.
+    It grows with the work as the time does, and is the same on every run: what others left to the
+    garbage collector, whose finalizers are calls too, is collected before.
     """
     count = 0
 
@@ -80,12 +82,16 @@ def calls(run: Callable[[], object]) -> int:
         nonlocal count
         count += event in ("call", "c_call")
 
-    old = sys.getprofile()
+    gc.collect()
+    collects, old = gc.isenabled(), sys.getprofile()
+    gc.disable()
     sys.setprofile(seen)
     try:
         run()
     finally:
         sys.setprofile(old)
+        if collects:
+            gc.enable()
     return count
 
 

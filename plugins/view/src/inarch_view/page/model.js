@@ -180,11 +180,16 @@ function meetings({ line }) {
   return data.order.verdicts.filter((v) => here.has(v.a) && here.has(v.b));
 }
 
+// A name that several adapters are computed under, `site__a__b`, has the colour of each in turn.
 function coloured(text) {
-  const names = [...adapters.keys()];
-  return text.split(/(\w+)/).map((word) => {
-    const owner = names.find((name) => word.endsWith(`__${name}`) || word === name);
-    return owner ? make("b", { style: colour(owner) }, word) : word;
+  const bold = (owner, word) => make("b", { style: colour(owner) }, word);
+  return text.split(/(\w+)/).flatMap((word) => {
+    const [site, ...owners] = word.split("__");
+    if (!owners.length) return adapters.has(word) ? bold(word, word) : word;
+    return owners.map((owner, i) => {
+      const part = i ? `__${owner}` : `${site}__${owner}`;
+      return adapters.has(owner) ? bold(owner, part) : part;
+    });
   });
 }
 
