@@ -30,7 +30,7 @@ def test_twenty_swaps_compile_nothing() -> None:
 
 
 def test_adapting_grows_as_the_layers_do() -> None:
-    assert 0.9 < b05_adapt.counted_exponent((8, 16, 32, 64)) < 1.02
+    assert 0.8 < b05_adapt.counted_exponent((8, 16, 32, 64)) < 1.02
 
 
 def test_adapting_rescaling_and_dropping_cost_the_same_with_fifty_loaded() -> None:
