@@ -29,6 +29,7 @@ MEASURED = (
     "inarch-stable-diffusion",
     "inarch-training",
 )
+SHARDED = ("inarch-bottleneck", "inarch-prefix", "inarch-steering")
 PEERS = ("transformers", "peft", "diffusers", "accelerate", "matplotlib")
 TOOLS = ("pytest>=8", "hypothesis>=6.100")
 
@@ -70,7 +71,7 @@ def named(environment: str) -> list[str]:
     if environment == "demo":
         return list(DEMO)
     if environment in ("bench", "counters"):
-        return [*MEASURED, *(PEERS if environment == "bench" else ()), *TOOLS]
+        return [*MEASURED, *(PEERS if environment == "bench" else SHARDED), *TOOLS]
     folder = environment.removeprefix("iso-")
     own = [n for n, path in packages().items() if folder in (path.name, n)]
     if not own:
