@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -88,17 +88,8 @@ def check(stack: Stack, listed: Index, where: str = "") -> Report:
     report = Report()
     report.family = _family(stack, listed, where, report)
     own = _fingerprint(stack, report)
-    names: list[str] = []
-    for spec in stack.specs:
-        if spec.name in names:
-            report.problems.append(taken(spec))
-            continue
-        names.append(spec.name)
-        try:
-            report.members.append(_listed(spec, listed, report, own))
-        except InarchError as error:
-            report.problems += flattened(error)
-    members = report.members
+    report.members += _listed_all(stack.specs, listed, report, own)
+    members, names = report.members, list(dict.fromkeys(spec.name for spec in stack.specs))
     report.problems += misnamed(members, names)
     report.problems += unmet(members, listed.adapters)
     for member in members:
@@ -164,10 +155,26 @@ def _fingerprint(stack: Stack, report: Report) -> str:
         return ""
 
 
+def _listed_all(
+    specs: Iterable[AdapterSpec], listed: Index, report: Report, own: str
+) -> Iterator[Listed]:
+    """The adapters of one tree; what is wrong with one is reported, and the others are listed."""
+    names: set[str] = set()
+    for spec in specs:
+        if spec.name in names:
+            report.problems.append(taken(spec))
+            continue
+        names.add(spec.name)
+        try:
+            yield _listed(spec, listed, report, own)
+        except InarchError as error:
+            report.problems += flattened(error)
+
+
 def _listed(spec: AdapterSpec, listed: Index, report: Report, own: str) -> Listed:
     check_adapter_name(spec.name)
     entry, path = located(spec, listed, report.family.id if report.family else "")
-    inner = tuple(_inner(spec, listed, report))
+    inner = tuple(_listed_all(spec.adapters, listed, report, ""))  # whose base is its own tree
     if path is None:
         return Listed(spec, entry, None, inner=inner)
     file = adapter_file(path)
@@ -178,20 +185,6 @@ def _listed(spec: AdapterSpec, listed: Index, report: Report, own: str) -> Liste
         report.left.append(f"whether `{spec.name}` was trained on these weights of the base")
     size = max((placed.span[1] for placed in layout.tensors.values()), default=0)
     return Listed(spec, entry, file, size, inner)
-
-
-def _inner(spec: AdapterSpec, listed: Index, report: Report) -> Iterator[Listed]:
-    """The adapters in the tree that one brings, whose base is that tree."""
-    names: list[str] = []
-    for one in spec.adapters:
-        if one.name in names:
-            report.problems.append(taken(one))
-            continue
-        names.append(one.name)
-        try:
-            yield _listed(one, listed, report, "")
-        except InarchError as error:
-            report.problems += flattened(error)
 
 
 def _roles(member: Listed, family: ModelEntry | None) -> Iterator[InarchError]:
