@@ -4,56 +4,20 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-
-class Operations(TorchDispatchMode):
-    """Counts aten operations that make something new, and the bytes that live at one time.
-
-    Views are left out, as in `inarch plan`'s proof, whichever library makes them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.by_name: Counter[str] = Counter()
-        self.peak = 0
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    @property
-    def total(self) -> int:
-        return sum(self.by_name.values())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        new = [t for t in tree_leaves(result) if isinstance(t, Tensor) and _storage(t) not in given]
-        if new or func._schema.is_mutable:
-            self.by_name[str(func)] += 1
-        self._alive = {k: v for k, v in self._alive.items() if not v[0].expired()}
-        for made in new:
-            storage = made.untyped_storage()
-            self._alive[_storage(made)] = StorageWeakRef(storage), storage.nbytes()
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
-        return result
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+from inarch.resolve.operations import Operations
 
 
 def operations(run: Callable[[], object]) -> int:
     """The aten operations of a call, views left out."""
     with Operations() as counted:
         run()
-    return counted.total
+    return counted.count
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from inarch.adapters.adapter import SiteView
@@ -25,6 +23,7 @@ from inarch.adapters.member import Member
 from inarch.adapters.memory import parts
 from inarch.errors import InarchError
 from inarch.resolve.memory import free_bytes
+from inarch.resolve.operations import Alive, Operations
 from inarch.tree import Chain, Edit
 from inarch.tree.diff import chains
 
@@ -137,7 +136,7 @@ def _run(
     unproved: list[str] = []
     problems: list[InarchError] = []
     examples = model.examples()
-    kept: _Alive = {}
+    kept: Alive = {}
     if not examples:
         unproved.append(f"the model `{model.family or 'of no family'}` declares no examples")
     for example in examples:
@@ -171,40 +170,6 @@ def _run(
     return runs, list(dict.fromkeys(unproved)), problems
 
 
-_Alive = dict[int, tuple[StorageWeakRef, int]]
-
-
-class _Counter(TorchDispatchMode):
-    """Counts operations, views left out, and the bytes of what they make that live at one time.
-
-    Args:
-        alive: what earlier runs of the same tree made and keep, by storage; it is brought forward.
-    """
-
-    def __init__(self, alive: _Alive) -> None:
-        super().__init__()
-        self.operations = 0
-        self.peak = 0
-        self._alive = alive
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for gone in [k for k, v in self._alive.items() if v[0].expired()]:
-            del self._alive[gone]
-        given = {_storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        new = [t for t in tree_leaves(result) if isinstance(t, Tensor) and _storage(t) not in given]
-        self.operations += bool(new) or bool(func._schema.is_mutable)
-        for made in new:
-            storage = made.untyped_storage()
-            self._alive[_storage(made)] = StorageWeakRef(storage), storage.nbytes()
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
-        return result
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
 @dataclass(frozen=True, slots=True)
 class _Trace:
     outputs: list[str] = field(default_factory=list[str])
@@ -212,11 +177,11 @@ class _Trace:
     peak: int = 0
 
 
-def _traced(tree: Chain, example: Example, given: Mapping[str, Any], alive: _Alive) -> _Trace:
+def _traced(tree: Chain, example: Example, given: Mapping[str, Any], alive: Alive) -> _Trace:
     """One forward: the second where terms are joined, since the first makes what they keep."""
     takes = [given[name] for name in tree.interface.takes]
     needs = {name: given[name] for name in tree.form.needs}
-    making, counter = _Counter(alive), _Counter(alive)
+    making, counter = Operations(alive), Operations(alive)
     with torch.no_grad():
         if any(chain.form.joints for _, chain in chains(tree)):
             with making:
@@ -224,7 +189,7 @@ def _traced(tree: Chain, example: Example, given: Mapping[str, Any], alive: _Ali
         with counter:
             outputs = tree(*takes, **needs)
     shapes = [_shape(value) for value in tree_leaves(outputs) if isinstance(value, Tensor)]
-    return _Trace(shapes, counter.operations, max(making.peak, counter.peak))
+    return _Trace(shapes, counter.count, max(making.peak, counter.peak))
 
 
 def _shape(tensor: Tensor) -> str:
