@@ -43,8 +43,8 @@ def _summed(x: Tensor, group: Any) -> Tensor:
     return total
 
 
-class ToParts(nn.Module):
-    """Before layers that are split by columns: every process has the same value.
+class _Collective(nn.Module):
+    """A step that the processes take together.
 
     Args:
         group: the processes that share the layers.
@@ -53,21 +53,17 @@ class ToParts(nn.Module):
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__()
         self.group = group
+
+
+class ToParts(_Collective):
+    """Before layers that are split by columns: every process has the same value."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _Shared.apply(x, self.group)
 
 
-class FromParts(nn.Module):
-    """After layers that are split by rows: the parts of a sum, added up.
-
-    Args:
-        group: the processes that share the layers.
-    """
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        super().__init__()
-        self.group = group
+class FromParts(_Collective):
+    """After layers that are split by rows: the parts of a sum, added up."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _Summed.apply(x, self.group)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from inarch.adapters.placement import WHOLE, Placed, Placement, Split
 from inarch.distribute.parts import Placements, copied
@@ -226,8 +226,6 @@ class Spread:
         elif self.tensor is not None and isinstance(value, DTensor):
             value = value.to_local()
         if isinstance(tensor, DTensor) and not isinstance(value, DTensor):
-            from torch.distributed.tensor import distribute_tensor
-
             mesh: Any = tensor.device_mesh
             value = distribute_tensor(value, mesh, tensor.placements)
         with torch.no_grad():
