@@ -45,11 +45,14 @@ _WHY: tuple[tuple[type[SiteEdge], str], ...] = (
 
 @dataclass(slots=True)
 class _Site:
-    """What the parts have at one layer, each with its factor: pairs of A and B, and biases."""
+    """What the parts have at one layer, each with its factor: pairs of A and B, and biases.
 
+    The sum lies where `like` does, in its dtype.
+    """
+
+    like: Tensor
     pairs: list[tuple[float, Tensor, Tensor]] = field(default_factory=list[Any])
     biases: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    like: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ def summed(parts: Sequence[Part], sites: SiteView, rank: int | None) -> list[Sum
         terms: Mapping[str, Term] = part.adapter.saved.terms  # pyright: ignore
         for address, edge in part.modules.items():
             if address in terms and part.weight != 0 and isinstance(edge, SiteEdge):
-                _take(found.setdefault(address, _Site()), part, address, edge)
+                site = found.setdefault(address, _Site(next(edge.parameters())))
+                _take(site, part, address, edge)
     ordered = [address for address in sites.all if address in found]
     sums = [_sum(address, sites.all[address].module, found[address], rank) for address in ordered]
     if not sums:
@@ -102,7 +106,6 @@ def _take(site: _Site, part: Part, address: str, edge: SiteEdge) -> None:
         why = next((why for kind, why in _WHY if isinstance(edge, kind)), "no product")
         raise _no_sum(f"`{part.name}` can't be a part of a sum", address, f"the term is {why}")
     first, second = (edge.own(n, v) for n, v in zip(edge.names, edge.pair(), strict=True))
-    site.like = first if site.like is None else site.like
     site.pairs.append((factor * edge.scaling, first.float(), second.float()))
     if isinstance(edge, StartedEdge):
         site.pairs.append((-factor * edge.scaling, edge.start_A.float(), edge.start_B.float()))
@@ -113,7 +116,6 @@ def _take(site: _Site, part: Part, address: str, edge: SiteEdge) -> None:
 
 
 def _add(site: _Site, name: str, value: Tensor, factor: float) -> None:
-    site.like = value if site.like is None else site.like
     before = site.biases.get(name)
     term = value.float() * factor
     site.biases[name] = term if before is None else before + term
@@ -121,7 +123,6 @@ def _add(site: _Site, name: str, value: Tensor, factor: float) -> None:
 
 def _sum(address: str, module: nn.Module | None, site: _Site, rank: int | None) -> Sum:
     layer = Layer.of(module, address)
-    like = next(t for t in (site.like,) if t is not None)
     shapes = {name: tuple(value.shape) for name, value in site.biases.items()}
     if not site.pairs:
         term, values, discarded = Term(address=address, algorithm="bias", shapes=shapes), {}, 0.0
@@ -142,7 +143,7 @@ def _sum(address: str, module: nn.Module | None, site: _Site, rank: int | None) 
     with blank():
         edge = edge_for(module, term)
     for name, value in {**values, **site.biases}.items():
-        made = value.to(device=like.device, dtype=like.dtype).contiguous()
+        made = value.to(site.like).contiguous()
         edge._parameters[name] = nn.Parameter(made, requires_grad=False)
     return Sum(term, edge, discarded)
 
