@@ -10,9 +10,9 @@ parameter is the one it was made of, unchanged, and every strength is what it wa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class JointLoRA:
             return self._in_turn(x, plus) if apart else self._traced(x, plus)
         bank = self.bank
         if bank is None or torch.is_grad_enabled() or distributed() or not bank.source.stands():
-            bank = self.bank = self._renewed()
+            bank = self.bank = renewed(self.bank, self.terms, lambda: Bank.of(self.terms))
         if bank is None or plus is None:
             return self._in_turn(x, plus)
         if bank.pair is None:
@@ -128,13 +128,6 @@ class JointLoRA:
         first, second = bank.pair
         form = self.terms[0]
         return form.up(form.down(x, first), second, plus, bank.strength)
-
-    def _renewed(self) -> Bank | None:
-        """A bank that stands; None where the terms run one after another."""
-        if apart(self.terms):
-            return None
-        old = self.bank
-        return old if old is not None and old.source.stands() else Bank.of(self.terms)
 
     def _in_turn(self, x: Tensor, plus: Tensor | None) -> Tensor:
         first, *rest = self.terms
@@ -156,6 +149,25 @@ class JointLoRA:
         )
         z = (z * form.along_ranks(strengths)).to(z.dtype)
         return form.up(z, torch.cat([second for _, second in pairs], 1), plus, 1.0)
+
+
+class Banked(Protocol):
+    """What was made of terms."""
+
+    @property
+    def source(self) -> Source: ...
+
+
+SomeBank = TypeVar("SomeBank", bound=Banked)
+
+
+def renewed(
+    old: SomeBank | None, terms: Sequence[LoRAEdge], make: Callable[[], SomeBank | None]
+) -> SomeBank | None:
+    """A bank that stands, the old one if it does; None where terms run one after another."""
+    if apart(terms):
+        return None
+    return old if old is not None and old.source.stands() else make()
 
 
 def copyable(parameters: Sequence[Tensor], terms: Sequence[LoRAEdge]) -> bool:

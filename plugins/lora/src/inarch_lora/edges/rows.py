@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inarch.adapters.row_edges import RowTerm
-from inarch_lora.edges.joint import Source, acting, apart, copyable, distributed
+from inarch_lora.edges.joint import Source, acting, copyable, distributed, renewed
 
 if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
@@ -98,21 +98,12 @@ class JointRows:
             return self._in_turn(x, plus)
         bank = self.bank
         if bank is None or torch.is_grad_enabled() or distributed() or not bank.source.stands():
-            bank = self.bank = self._renewed()
+            terms = [module.edge for module in self.modules]
+            bank = self.bank = renewed(self.bank, terms, self._laid_out)
         if bank is None:
             return self._in_turn(x, plus)
         flat = [value.reshape(len(value), -1, value.shape[-1]) for value in (x, plus)]
         return bank.add(*flat).view(plus.shape)
-
-    def _renewed(self) -> RowBank | None:
-        """A bank that stands; None where the terms run one after another."""
-        terms, old = [module.edge for module in self.modules], self.bank
-        if apart(terms):
-            return None
-        if old is not None and old.source.stands():
-            return old
-        known = copyable([value for term in terms for value in term.pair()], terms)
-        return self._laid_out() if known else None
 
     def _in_turn(self, x: Tensor, plus: Tensor) -> Tensor:
         for module in self.modules:
@@ -121,8 +112,11 @@ class JointRows:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _laid_out(self) -> RowBank:
+    def _laid_out(self) -> RowBank | None:
+        """A bank of the terms; None where what it would be made of can change unseen."""
         terms = [module.edge for module in self.modules]
+        if not copyable([value for term in terms for value in term.pair()], terms):
+            return None
         strengths = {term: acting(term) for term in terms}
         holders, source = self._holders(strengths), Source(terms)
         if not holders:
