@@ -1,7 +1,7 @@
 """Checkpoints and adapter files: opened by their headers, read tensor by tensor."""
 
 from inarch.identity import combined, fingerprint, sample_offsets
-from inarch.weights.adapter_file import WeightsHeader, open_adapter, write_adapter
+from inarch.weights.adapter_file import WeightsHeader, open_adapter, write_adapter, write_settings
 from inarch.weights.blank import blank
 from inarch.weights.checkpoint import Checkpoint, FolderCheckpoint, open_checkpoint
 from inarch.weights.fill import check_names, fill
@@ -26,4 +26,5 @@ __all__ = [
     "read_header",
     "sample_offsets",
     "write_adapter",
+    "write_settings",
 ]

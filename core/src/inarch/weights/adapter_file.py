@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,4 +144,11 @@ def write_adapter(
     metadata |= {f"inarch.{names[key]}": value for key, value in about.items() if key in names}
     partial = path.with_name(f".{path.name}.partial")
     save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
+    partial.replace(path)
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings beside an adapter's file as JSON, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
     partial.replace(path)

@@ -5,7 +5,6 @@ Source: PEFT's `check_target_module_exists` and `save_pretrained`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inarch.weights.adapter_file import write_adapter
+from inarch.weights.adapter_file import write_adapter, write_settings
 
 PREFIX = "base_model.model."
 """What stands before the address of a layer in a key."""
@@ -76,6 +75,4 @@ def write_folder(
         name: of the file of tensors.
     """
     write_adapter(folder / name, tensors, about)
-    text = folder / ".adapter_config.json.partial"
-    text.write_text(json.dumps(config, indent=2) + "\n")
-    text.replace(folder / "adapter_config.json")
+    write_settings(folder / "adapter_config.json", config)

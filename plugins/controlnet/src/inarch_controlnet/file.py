@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inarch.errors import InarchError
-from inarch.weights import WeightsHeader, write_adapter
+from inarch.weights import WeightsHeader, write_adapter, write_settings
 from inarch_controlnet import layout
 from inarch_controlnet.variant import Blocks
 
@@ -203,7 +202,4 @@ def write(
         )
     named = {**tensors, **{f"{layout.HINT}{n}": t for n, t in hints.items()}}
     write_adapter(folder / "diffusion_pytorch_model.safetensors", named, about)
-    text = {"_class_name": "ControlNetModel", **settings, **known}
-    partial = folder / ".config.json.partial"
-    partial.write_text(json.dumps(text, indent=2) + "\n")
-    partial.replace(folder / "config.json")
+    write_settings(folder / "config.json", {"_class_name": "ControlNetModel", **settings, **known})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import msgspec
 from torch import Tensor
 
 from inarch.errors import InarchError
-from inarch.weights import WeightsHeader, write_adapter
+from inarch.weights import WeightsHeader, write_adapter, write_settings
 from inarch_t2i_adapter.body import BodyConfig
 from inarch_t2i_adapter.layout import PREFIX, Layout, layout_of
 
@@ -69,10 +68,9 @@ def write(
     """Write diffusers' folder, each file whole or not at all."""
     named = {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
     write_adapter(folder / "diffusion_pytorch_model.safetensors", named, about)
-    text = {"_class_name": "T2IAdapter", **msgspec.to_builtins(config)}
-    partial = folder / ".config.json.partial"
-    partial.write_text(json.dumps(text, indent=2) + "\n")
-    partial.replace(folder / "config.json")
+    write_settings(
+        folder / "config.json", {"_class_name": "T2IAdapter", **msgspec.to_builtins(config)}
+    )
 
 
 def _no_adapter(weights: WeightsHeader, why: str) -> InarchError:
