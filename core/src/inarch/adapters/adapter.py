@@ -88,6 +88,11 @@ class SiteView:
             for found in sites_of(tree, f"{name}." if name else "")
         }
 
+    def module_at(self, address: str) -> nn.Module | None:
+        """What stands at an address; None for a function, a combinator, or no site."""
+        site = self.all.get(address)
+        return None if site is None else site.module
+
     def find(self, targets: Sequence[str], *, modules: bool = False) -> list[TargetSite]:
         """The sites of roles (`attention.*`) and address patterns, in the order of the model.
 

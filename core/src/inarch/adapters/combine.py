@@ -11,7 +11,7 @@ from inarch.adapters.adapter import Adapter, Part
 from inarch.adapters.asks import asks_of
 from inarch.adapters.graft import installed, modules_of
 from inarch.adapters.member import Member
-from inarch.adapters.memory import housed, places
+from inarch.adapters.memory import housed
 from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
 from inarch.naming import check_adapter_name
@@ -44,13 +44,12 @@ def combined(
     edits = tuple(adapter.combine(summands, model.sites, rank))
     flats = housed(edits, model.sites)
     made = {"sum": {m.name: [weights[m.name], identity_of(m)] for m in members}, "rank": rank}
-    held = places(edits) | places(edits, of_buffers=True)
     content = Content(adapter, None, first.kind, None, {}, "", made)
     gone = set(weights)
     after = [a for m in members for a in m.after if a not in gone]
     before = [b for m in members for b in m.before if b not in gone]
     spec = AdapterSpec(first.kind, None, name, after=_once(after), before=_once(before))
-    slot = Slot(content, held, flats)
+    slot = Slot.of(content, edits, flats)
     member = Member(name, first.kind, spec, edits, modules_of(edits), slot, entry=first.entry)
     member.trainable = False
     found: list[Member] = []

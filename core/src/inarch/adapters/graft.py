@@ -16,7 +16,7 @@ from torch import nn
 from inarch.adapters.adapter import Adapter, SiteView
 from inarch.adapters.edge import Edge, Settled
 from inarch.adapters.member import Member
-from inarch.adapters.memory import materialise, parameters, parts, placement, places
+from inarch.adapters.memory import materialise, parameters, parts, placement
 from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
 from inarch.naming import check_adapter_name
@@ -127,14 +127,13 @@ def filled(draft: Draft, model: Model) -> Member:
         header.close()
     inner = None if draft.inner is None else draft.inner.filled()
     modules = modules_of(draft.edits)
-    held = places(draft.edits) | places(draft.edits, of_buffers=True)
     member = Member(
         spec.name,
         draft.kind,
         spec,
         draft.edits if inner is None else _around(draft, inner.tree),
         modules,
-        Slot(Content.of(draft), held, flats),
+        Slot.of(Content.of(draft), draft.edits, flats),
         entry=draft.entry,
         inner=inner,
     )
@@ -152,7 +151,6 @@ def sketched(draft: Draft, sites: SiteView) -> tuple[Edit, ...]:
     """
     for edit in draft.edits:
         _, dtype = placement(edit, sites)
-        site = sites.all.get(edit.address)
         for _, module, own, parameter in list(parameters(edit)):
             value = torch.empty_like(parameter, device="meta", dtype=dtype)
             module._parameters[own] = nn.Parameter(value, requires_grad=False)
@@ -160,7 +158,7 @@ def sketched(draft: Draft, sites: SiteView) -> tuple[Edit, ...]:
             part.to("meta").eval()
             for module in part.modules():
                 if isinstance(module, Settled):
-                    module.settle(site and site.module, loaded=draft.header is not None)
+                    module.settle(sites.module_at(edit.address), loaded=draft.header is not None)
     return draft.edits if draft.inner is None else _around(draft, draft.inner.sketched())
 
 

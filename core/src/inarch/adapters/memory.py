@@ -225,13 +225,10 @@ def housed(edits: Sequence[Edit], sites: SiteView) -> tuple[Flat, ...]:
     """Bring parameters that have their values already into one memory, beside their sites."""
     flats = list(_gathered(places(edits)))
     for edit in edits:
-        site = sites.all.get(edit.address)
+        device, _ = placement(edit, sites)
         for _, part in parts(edit):
             for module in part.modules():
-                if isinstance(module, Edge):
-                    module.place(placement(edit, sites)[0])
-                if isinstance(module, Settled):
-                    module.settle(None if site is None else site.module, loaded=False)
+                _stand(module, sites.module_at(edit.address), device, loaded=False)
             part.eval()
     return (*flats, *_gathered(places(edits, of_buffers=True)))
 
@@ -279,8 +276,7 @@ def _fill(flat: Flat, group: Iterable[_Wanted], header: WeightsHeader | None) ->
 
 def _settle(edit: Edit, sites: SiteView, *, loaded: bool, copied: set[nn.Module]) -> None:
     """Buffers, first values and what depends on the base, once the parameters have memory."""
-    device, _ = placement(edit, sites)
-    site = sites.all.get(edit.address)
+    (device, _), site = placement(edit, sites), sites.module_at(edit.address)
     drawn = not loaded and device.type != "meta"  # where there is nothing to draw into
     for _, part in parts(edit):
         for module in part.modules():
@@ -292,11 +288,18 @@ def _settle(edit: Edit, sites: SiteView, *, loaded: bool, copied: set[nn.Module]
             fresh = getattr(module, "reset_parameters", None)
             if drawn and fresh is not None and module not in copied:
                 fresh()
-            if isinstance(module, Edge):
-                module.place(device)
-            if isinstance(module, Edge | Settled):
-                module.settle(None if site is None else site.module, loaded=loaded)
+            _stand(module, site, device, loaded=loaded)
         part.eval()
+
+
+def _stand(
+    module: nn.Module, site: nn.Module | None, device: torch.device, *, loaded: bool
+) -> None:
+    """Tell a module that is filled where it stands."""
+    if isinstance(module, Edge):
+        module.place(device)
+    if isinstance(module, Edge | Settled):
+        module.settle(site, loaded=loaded)
 
 
 def placement(edit: Edit, sites: SiteView) -> tuple[torch.device, torch.dtype]:

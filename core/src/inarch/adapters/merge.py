@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 
@@ -14,6 +13,7 @@ from inarch.adapters.member import Member
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
 from inarch.tree.substitute import substitute
+from inarch.tree.twin import twin_of
 
 _Placed = tuple[Member, Edit]
 
@@ -96,8 +96,7 @@ def _with(layer: nn.Module, placed: list[_Placed]) -> nn.Module:
     start = values = {name: parameter.detach().float() for name, parameter in own.items()}
     for member, edit in placed:
         values = _merged(member, edit, values)
-    twin = copy.copy(layer)
-    twin.__dict__ = {**layer.__dict__, "_parameters": dict(layer._parameters)}
+    twin = twin_of(layer)
     for name, value in values.items():
         if value is not start[name]:
             cast = value.to(own[name].dtype)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inarch.adapters.memory import Flat, Key, Place
+from inarch.adapters.memory import Flat, Key, Place, places
 from inarch.stack import AdapterSpec
+from inarch.tree import Edit
 
 if TYPE_CHECKING:
     from inarch.adapters.adapter import Adapter
@@ -59,6 +60,11 @@ class Slot:
     content: Content
     places: Mapping[Key, Place]
     flats: Sequence[Flat] = ()
+
+    @classmethod
+    def of(cls, content: Content, edits: Sequence[Edit], flats: Sequence[Flat] = ()) -> Slot:
+        """The slot of what some edits bring."""
+        return cls(content, places(edits) | places(edits, of_buffers=True), flats)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "flats": ()}

@@ -13,8 +13,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from inarch.adapters.placement import WHOLE, Placed, Placement, Split
-from inarch.distribute.parts import Placements, copied
+from inarch.distribute.parts import Placements
 from inarch.errors import InarchError
+from inarch.tree.twin import twin_of
 
 if TYPE_CHECKING:
     from inarch.adapters import SiteView
@@ -137,10 +138,7 @@ class Spread:
 
     def whole(self, member: Member) -> Mapping[str, nn.Module]:
         """An adapter's modules with whole tensors, which the model's own don't share."""
-        sites: dict[str, nn.Module | None] = {}
-        for edit in member.edits:
-            site = self.sites.all.get(edit.address)
-            sites[edit.address] = None if site is None else site.module
+        sites = {edit.address: self.sites.module_at(edit.address) for edit in member.edits}
         made: dict[str, nn.Module] = {}
         for address, module in member.modules.items():
             site = sites.get(address.partition(":")[0])
@@ -148,7 +146,7 @@ class Spread:
         return made
 
     def _whole(self, module: nn.Module, site: nn.Module | None) -> nn.Module:
-        twin: Any = copied(module)
+        twin: Any = twin_of(module)
         rule = self.placed.get(module, {})
         for name, tensor in module._parameters.items():
             if tensor is not None:
@@ -166,7 +164,7 @@ class Spread:
 
     def _stand_in(self, site: nn.Module) -> nn.Module:
         """A layer of the base as files need it: whole, its weight without values."""
-        twin, rule = copied(site), self.placed.get(site, {})
+        twin, rule = twin_of(site), self.placed.get(site, {})
         for name, tensor in site._parameters.items():
             if tensor is None:
                 continue

@@ -13,6 +13,7 @@ from inarch.adapters.placement import FIRST, Placed, Placement, Split, shard
 from inarch.nn import TransposedLinear
 from inarch.tree import Edit
 from inarch.tree.steps import Combinator, Labelled, Step
+from inarch.tree.twin import twin_of
 
 Placements = Mapping[str, Placement]
 """How tensors lie, by name; what is not named is whole."""
@@ -47,7 +48,7 @@ def part_of_module(
     module: nn.Module, placements: Placements, split: Split, site: nn.Module | None = None
 ) -> nn.Module:
     """A twin that holds this process's parts; it shares what is whole."""
-    twin: Any = copied(module)
+    twin: Any = twin_of(module)
     for name, parameter in module._parameters.items():
         if parameter is not None and name in placements:
             part = part_of(parameter, placements[name], split)
@@ -64,17 +65,9 @@ def part_of_module(
     return twin
 
 
-def copied(module: nn.Module) -> Any:
-    """A new object with the same children, parameters and buffers."""
-    twin = object.__new__(type(module))
-    own = {n: dict(module.__dict__[n]) for n in ("_parameters", "_buffers", "_modules")}
-    twin.__dict__ = {**module.__dict__, **own}
-    return twin
-
-
 def without_values(module: nn.Module) -> nn.Module:
     """A twin whose own parameters have shapes and no values."""
-    twin: Any = copied(module)
+    twin: Any = twin_of(module)
     for name, parameter in module._parameters.items():
         if parameter is not None:
             twin._parameters[name] = nn.Parameter(parameter.detach().to("meta"), False)

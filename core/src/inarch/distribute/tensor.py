@@ -17,7 +17,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from inarch.adapters import SiteView
 from inarch.adapters.member import Member, Members
 from inarch.adapters.memory import parts as modules_of
-from inarch.adapters.memory import places
 from inarch.adapters.merge import merged
 from inarch.adapters.model import adapted
 from inarch.adapters.packing import packed_trees
@@ -26,7 +25,6 @@ from inarch.adapters.slot import Slot
 from inarch.distribute.collectives import FromParts, ToParts
 from inarch.distribute.parts import (
     Placements,
-    copied,
     layer_placements,
     part_of_module,
     with_modules,
@@ -37,6 +35,7 @@ from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
 from inarch.tree.begin import begun
 from inarch.tree.substitute import substitute
+from inarch.tree.twin import twin_of
 
 if TYPE_CHECKING:
     from inarch.adapters import Model
@@ -171,27 +170,25 @@ def _twin(
     twins: dict[nn.Module, nn.Module] = {}
     for edit in member.edits:
         split = splits.get(edit.address) or Split("whole", part, parts)
-        site = sites.all.get(edit.address)
+        beside = sites.module_at(edit.address)
         for _, module in modules_of(edit):
             if module in rules and (rules[module] or split.kind != "whole"):
-                beside = None if site is None else site.module
                 twin = part_of_module(module, rules[module], split, beside)
                 twins[module], placed[twin] = twin, rules[module]
     edits = tuple(with_modules(edit, twins) for edit in member.edits)
     modules = {address: twins.get(m, m) for address, m in member.modules.items()}
-    held = places(edits) | places(edits, of_buffers=True)
-    return replace(member, edits=edits, modules=modules, slot=Slot(member.content, held))
+    slot = Slot.of(member.content, edits)
+    return replace(member, edits=edits, modules=modules, slot=slot)
 
 
 def _let_go(member: Member, sites: SiteView) -> Member:
     """A merged member that holds no layer of the base: the model's weights contain it."""
     twins: dict[nn.Module, nn.Module] = {}
     for edit in member.edits:
-        site = sites.all.get(edit.address)
+        layer = sites.module_at(edit.address)
         for _, module in modules_of(edit):
             if isinstance(module, Placed):
-                twin = twins[module] = copied(module)
-                layer = None if site is None else site.module
+                twin = twins[module] = twin_of(module)
                 twin.placed(Split(), None if layer is None else without_values(layer))
     edits = tuple(with_modules(edit, twins) for edit in member.edits)
     modules = {address: twins.get(m, m) for address, m in member.modules.items()}

@@ -7,7 +7,6 @@ share an input is read from the program, edits included, and never assumed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -21,6 +20,7 @@ from inarch.tree.generate import writer_of
 from inarch.tree.lines import Value
 from inarch.tree.names import can_name_a_value
 from inarch.tree.steps import Combinator, Let, Ref, Seq, Step, Use, walk
+from inarch.tree.twin import twin_of
 from inarch.tree.write import Writer
 
 SomeChain = TypeVar("SomeChain", bound=Chain)
@@ -248,12 +248,10 @@ def _laid_out(
 
 def _with_own_parameters(layer: nn.Module) -> nn.Module:
     """The same layer, of the same values, whose parameters may be laid out anew."""
-    twin = copy.copy(layer)
-    own = {
-        name: None if p is None else nn.Parameter(p.detach(), requires_grad=p.requires_grad)
-        for name, p in layer._parameters.items()
-    }
-    twin.__dict__ = {**layer.__dict__, "_parameters": own}
+    twin = twin_of(layer)
+    for name, p in layer._parameters.items():
+        if p is not None:
+            twin._parameters[name] = nn.Parameter(p.detach(), requires_grad=p.requires_grad)
     return twin
 
 
