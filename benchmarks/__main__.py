@@ -20,15 +20,16 @@ from benchmarks.result import NotEqual, NotHere, Result, encoded
 from benchmarks.workloads import names, workload
 
 EXIT_DIFFERS, EXIT_BROKEN = 1, 3
+DTYPES = click.Choice(["float32", "float64", "bfloat16", "float16"])
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("chosen", metavar="[NAME]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All workloads.")
 @click.option("--device", default="cpu", show_default=True, help="Where, as torch names it.")
-@click.option("--dtype", default="float32", show_default=True, help="Of weights.")
+@click.option("--dtype", default="float32", show_default=True, type=DTYPES, help="Of weights.")
 @click.option("--quick", is_flag=True, help="Tiny sizes, two repeats: only to see that it runs.")
-@click.option("--threads", type=int, help="How many threads torch takes.")
+@click.option("--threads", type=click.IntRange(1), help="How many threads torch takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one result a line.")
 @click.option("--out", type=click.Path(path_type=Path), help="A folder for JSON and pictures.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the page of results there.")
@@ -56,6 +57,7 @@ def main(
         raise click.UsageError(f"no workload `{unknown[0]}`; there are {', '.join(names())}")
     if not (chosen or everything or report):
         raise click.UsageError("name workloads, or say --all")
+    where = _present(device)
     if threads is not None:
         torch.set_num_threads(threads)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -63,11 +65,22 @@ def main(
     kind = getattr(torch, dtype)
     code = 0
     for name in names() if everything else [name.upper() for name in chosen]:
-        setting = Setting(torch.device(device), kind, quick)
+        setting = Setting(where, kind, quick)
         code = max(code, _one(name, setting, as_json, out))
     if report is not None:
         written(results or Path(__file__).parent / "results", report)
     sys.exit(code)
+
+
+def _present(device: str) -> torch.device:
+    """The device of that name, which must be here."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:  # what torch raises, if it wasn't built for it
+        reason = str(error).partition("\n")[0]
+        raise click.UsageError(f"there is no device `{device}` here: {reason}") from error
+    return found
 
 
 def _one(name: str, setting: Setting, as_json: bool, out: Path | None) -> int:

@@ -134,6 +134,7 @@ def run(setting: Setting) -> Result:
     columns = ["kind", "own bytes", *LIBRARIES, *(f"{label}, resident" for label in LIBRARIES)]
     rows = [row + [""] * (len(columns) - len(row)) for row in rows]
     result.tables.append(Table("What an adapter adds, over its own bytes", columns, rows))
+    result.remarks.append("The limit is 1: an adapter's parameters are there.")
     return result
 
 

@@ -80,6 +80,7 @@ def run(setting: Setting) -> Result:
             ]
     columns = ["plan", "adapter", "forward", "backward"]
     result.tables.append(Table("Collectives a block", columns, rows))
+    result.remarks.append("The limit of collectives is the plan's own, without an adapter.")
     return result
 
 

@@ -27,12 +27,17 @@ installed. Refiners is left out: it can't be installed beside these versions of 
 
 def printed(result: Result) -> str:
     """A result as text for a terminal."""
-    lines = [f"  equal: {one.what}: {one.difference:.2g} apart" for one in result.equal]
+    lines = [
+        f"  equal: {one.what}: {one.difference:.2g} apart, {one.tolerance:.2g} allowed"
+        for one in result.equal
+    ]
     for table in result.tables:
         lines += [f"  {table.title}", *(f"    {line}" for line in _aligned(table))]
     lines += [f"  {name}: {number(value)}" for name, value in result.counters.items()]
     for picture in result.pictures:
         lines += [f"  {picture.title}: {s.label}: exponent {s.exponent:.3f}" for s in picture.lines]
+    if result.limits:
+        lines.append(f"  memory moves {result.bandwidth / 1e9:.3g} GB/s, read and written")
     lines += [
         f"  limit: {limit.what}: {100 * limit.share:.3g} % of {seconds(limit.seconds)} is memory"
         for limit in result.limits

@@ -36,8 +36,7 @@ def test_a_benchmark_runs_and_its_outputs_are_equal(name: str, folder: Path) -> 
     assert result.workload == name
     assert result.marks, "it says nothing of its mark"
     assert all(one.holds for one in result.equal)
-    if result.peer != "-":
-        assert result.equal, "nothing was compared before it was timed"
+    assert result.equal, "nothing was compared before it was timed"
     missed = [mark.text for mark in result.marks if mark.counted and not mark.reached]
     assert not missed
 
@@ -81,6 +80,20 @@ def test_outputs_that_differ_give_no_ratio(monkeypatch: pytest.MonkeyPatch, fold
     done = CliRunner().invoke(main, ["B15", "--quick"])
     assert done.exit_code == 1
     assert "NOT EQUAL: outputs" in done.output
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        (["--device", "nowhere"], "there is no device `nowhere` here"),
+        (["--dtype", "float3"], "'float3' is not one of"),
+        (["--threads", "0"], "0 is not in the range"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_a_usage_error(option: list[str], why: str) -> None:
+    done = CliRunner().invoke(main, ["B15", "--quick", *option])
+    assert done.exit_code == 2
+    assert why in done.output
 
 
 def test_a_peer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
