@@ -6,7 +6,9 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -53,9 +55,7 @@ def shard(
         model = model.unpacked()
     fingerprint = model.fingerprint()
     meshes = [m for m in (data, tensor) if m is not None]
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        for one in meshes:  # what was drawn afresh, perhaps from other seeds
-            dist.broadcast(parameter.data, group=one.get_group(), group_src=0)
+    _as_the_first([p for p in model.parameters() if p.requires_grad], meshes)
     result, placed = (copy.copy(model), {}) if tensor is None else split_over(model, tensor)
     result._fingerprint = fingerprint  # pyright: ignore[reportPrivateUsage]
     result.layout = Spread(data, tensor, placed, result.sites)
@@ -63,6 +63,19 @@ def shard(
     if plan == "fsdp" and data is not None:
         _fully(result, data, {} if policy is None else {"mp_policy": policy})
     return result
+
+
+@torch.no_grad()
+def _as_the_first(parameters: list[nn.Parameter], meshes: list[DeviceMesh]) -> None:
+    """Give parameters that were drawn afresh, perhaps from other seeds, the first one's values.
+
+    They are copied, which counts their versions up, so that what was made of them is made anew.
+    """
+    for parameter in parameters:
+        value = parameter.detach().contiguous().clone()
+        for mesh in meshes:
+            dist.broadcast(value, group=mesh.get_group(), group_src=0)
+        parameter.copy_(value)
 
 
 def _with_inner(member: Member, layout: Spread) -> Member:

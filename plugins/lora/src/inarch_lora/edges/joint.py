@@ -10,6 +10,7 @@ parameter is the one it was made of, unchanged, and every strength is what it wa
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -102,8 +103,8 @@ class JointLoRA:
     """Computes several terms of one form together.
 
     Where something depends on each term by itself they run one after another, as they would alone:
-    while one of them learns or drops inputs, or is watched by a hook, and where parameters are
-    written without a trace, as FSDP does.
+    while one of them learns or drops inputs, or is watched by a hook, and where FSDP2 writes
+    parameters without a trace.
 
     Args:
         terms: of one class, beside one layer.
@@ -116,10 +117,10 @@ class JointLoRA:
     def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """What all the terms of `x` add to `plus`, [..., outputs]."""
         if torch.compiler.is_compiling():
-            apart = plus is None or distributed() or any(map(alone, self.terms))
+            apart = plus is None or any(map(alone, self.terms))
             return self._in_turn(x, plus) if apart else self._traced(x, plus)
         bank = self.bank
-        if bank is None or torch.is_grad_enabled() or distributed() or not bank.source.stands():
+        if bank is None or torch.is_grad_enabled() or gathering() or not bank.source.stands():
             bank = self.bank = renewed(self.bank, self.terms, lambda: Bank.of(self.terms))
         if bank is None or plus is None:
             return self._in_turn(x, plus)
@@ -186,13 +187,18 @@ def acting(term: LoRAEdge) -> float:
 
 def apart(terms: Sequence[LoRAEdge]) -> bool:
     """Whether each term must be called by itself, and nothing be kept of them."""
-    if distributed() or any(map(alone, terms)):
+    if gathering() or any(map(alone, terms)):
         return True
     return torch.is_grad_enabled() and any(map(learns, terms))
 
 
-def distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def gathering() -> bool:
+    """Whether FSDP2 puts parameters together in this process, and writes them without a trace.
+
+    It gives each module that it manages a class of its own.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and bool(fsdp.FSDPModule.__subclasses__())
 
 
 def alone(term: LoRAEdge) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inarch.adapters.row_edges import RowTerm
-from inarch_lora.edges.joint import Source, acting, copyable, distributed, renewed
+from inarch_lora.edges.joint import Source, acting, copyable, gathering, renewed
 
 if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
@@ -97,7 +97,7 @@ class JointRows:
         if torch.compiler.is_compiling() or plus.numel() == 0:
             return self._in_turn(x, plus)
         bank = self.bank
-        if bank is None or torch.is_grad_enabled() or distributed() or not bank.source.stands():
+        if bank is None or torch.is_grad_enabled() or gathering() or not bank.source.stands():
             terms = [module.edge for module in self.modules]
             bank = self.bank = renewed(self.bank, terms, self._laid_out)
         if bank is None:
