@@ -197,6 +197,22 @@ def test_a_delta_that_is_not_finite_is_not_merged(base: Model) -> None:
     assert (caught.value.code, caught.value.where) == ("IA409", "layers.1.fc")
 
 
+def test_what_half_precision_does_not_hold_is_not_merged(base: Model) -> None:
+    base.tree.half()
+    adapted = randomised(base.adapt(inarch.adapter("lowrank", scale=1e6)))
+    with pytest.raises(InarchError, match="can't be merged") as caught:
+        adapted.merge()
+    assert caught.value.code == "IA409"
+    assert "beyond what torch.float16 holds" in caught.value.why
+
+
+def test_finite_numbers_whose_sum_is_not_are_merged(base: Model) -> None:
+    layer = base.tree.get_submodule("layers.1.fc")
+    layer.weight.data[0, :2] = torch.finfo(torch.float32).max
+    merged_model = randomised(base.adapt("lowrank")).merge()
+    assert merged_model.tree.get_submodule("layers.1.fc").weight.isfinite().all()
+
+
 def test_an_edge_that_multiplies_says_what_merging_makes_of_weight_and_bias(
     base: Model, x: Tensor
 ) -> None:

@@ -130,7 +130,8 @@ class Edge(nn.Module):
 
         Overridden by edges that change more than the weight, or not in proportion to the strength.
         """
-        return {"weight": self.delta().float() * self.strength}
+        delta = self.delta().float()
+        return {"weight": delta if self.strength == 1.0 else delta * self.strength}
 
     def merge(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What merging makes of the site's parameters, at the present strength.

@@ -100,6 +100,10 @@ def _with(layer: nn.Module, placed: list[_Placed]) -> nn.Module:
     for name, value in values.items():
         if value is not start[name]:
             cast = value.to(own[name].dtype)
+            if cast.dtype is not value.dtype and not _finite(cast):
+                why = f"the {name} it makes there is beyond what {cast.dtype} holds"
+                member, edit = placed[-1]
+                raise _unmergeable(member, why, edit.address)
             twin._parameters[name] = nn.Parameter(cast, requires_grad=False)
     return twin
 
@@ -121,9 +125,17 @@ def _merged(member: Member, edit: Edit, values: Mapping[str, Tensor]) -> dict[st
         why = f"it changes a {absent.args[0]}, and the layer has none"
         raise _unmergeable(member, why, edit.address) from None
     for name, value in result.items():
-        if value is not values[name] and not bool(torch.isfinite(value).all()):
+        if value is not values[name] and not _finite(value):
             raise _unmergeable(member, f"the {name} it makes there is not finite", edit.address)
     return result
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether every number is finite: so they are if their sum is, which is read at memory's speed.
+
+    A sum may also overflow by itself, so what isn't is looked at one by one.
+    """
+    return bool(torch.isfinite(value.sum(dtype=torch.float32))) or bool(torch.isfinite(value).all())
 
 
 def _unmergeable(

@@ -171,10 +171,10 @@ class LoRAEdge(SiteEdge):
 
     @abstractmethod
     def product(self) -> Tensor:
-        """B A in float32, in the layout of the base's weight."""
+        """B A in float32, in the layout of the base's weight: a new tensor."""
 
     def delta(self) -> Tensor:
-        return self.product() * (self.scaling * self.factor)
+        return self.product().mul_(self.scaling * self.factor)
 
     def deltas(self) -> dict[str, Tensor]:
         return {**super().deltas(), **self.bias_deltas()}
