@@ -84,7 +84,7 @@ def options(kind: str) -> Iterator[str]:
     fields = msgspec.structs.fields(struct)
     if not fields:
         return
-    told = described(struct.__doc__ or "")
+    told = {n: t for cls in struct.__mro__ for n, t in described(cls.__doc__ or "").items()}
     yield from ("## Options", "", "| option | default | |", "| --- | --- | --- |")
     for one in fields:
         default = one.default_factory() if callable(one.default_factory) else one.default

@@ -3,7 +3,7 @@
 from inarch.adapters.adapter import Adapter, OwnTree, Part, SiteView, TargetSite
 from inarch.adapters.edge import Edge
 from inarch.adapters.example import Example
-from inarch.adapters.guidance import Ahead, Moment
+from inarch.adapters.guidance import Ahead, Moment, Span
 from inarch.adapters.inputs import AddedInput, Request
 from inarch.adapters.member import Member, Members
 from inarch.adapters.model import Model
@@ -22,5 +22,6 @@ __all__ = [
     "Part",
     "Request",
     "SiteView",
+    "Span",
     "TargetSite",
 ]

@@ -6,7 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 from torch import Tensor
+
+
+class Span(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Options of what acts in a part of sampling; a plugin's own options follow from it.
+
+    Attributes:
+        start: the share of sampling before which it does nothing.
+        end: the share after which it does nothing.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start < self.end <= 1.0:
+            raise ValueError("start and end are shares, 0 <= start < end <= 1")
+
+    def holds(self, start: float, end: float) -> bool:
+        """Whether a step, from one share done to another, lies in it."""
+        return self.start <= start and end <= self.end
 
 
 class Look(Protocol):

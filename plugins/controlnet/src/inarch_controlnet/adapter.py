@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import nn
 
-from inarch.adapters import Adapter, AddedInput, Example, OwnTree, Request, SiteView
+from inarch.adapters import Adapter, AddedInput, Example, OwnTree, Request, SiteView, Span
 from inarch.nn.picture import rows_of_pictures
 from inarch.tree import Chain, Edit, Seq, Use
 from inarch.tree.substitute import substitute
@@ -23,26 +22,21 @@ from inarch_controlnet.lowrank import low_rank
 from inarch_controlnet.variant import Blocks
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Options(Span, forbid_unknown_fields=True, frozen=True):
     """What `inarch.adapter("controlnet", ...)` takes beside weights, a name and a scale.
 
     Attributes:
-        start: the share of sampling before which it does nothing.
-        end: the share after which it does nothing.
         guess_mode: act on the prompt's half of guidance only, and less on early skips.
         widths: of the picture's embedding, where it is yet to be trained.
         channels: of the picture, likewise.
     """
 
-    start: float = 0.0
-    end: float = 1.0
     guess_mode: bool = False
     widths: tuple[int, ...] = (16, 32, 96, 256)
     channels: int = 3
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start < self.end <= 1.0:
-            raise ValueError("start and end are shares, 0 <= start < end <= 1")
+        super().__post_init__()
         if len(self.widths) < 1 or min(self.widths) < 1 or self.channels not in (1, 3):
             raise ValueError("widths has a width at least, and a picture 1 channel or 3")
 
@@ -170,7 +164,7 @@ class ControlNet(Adapter):
         }
 
     def acts(self, start: float, end: float) -> bool:
-        return not (start < self.options.start or end > self.options.end)
+        return self.options.holds(start, end)
 
     def example_inputs(self, example: Example) -> Mapping[str, Any]:
         if example.tree != self.tree:

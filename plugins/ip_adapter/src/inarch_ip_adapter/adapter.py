@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
-from inarch.adapters import Adapter, AddedInput, Example, Request, SiteView, TargetSite
+from inarch.adapters import Adapter, AddedInput, Example, Request, SiteView, Span, TargetSite
 from inarch.errors import InarchError
 from inarch.nn.picture import pictures
 from inarch.tree import Edit, Identity, Parallel, Seq, Use
@@ -26,7 +25,7 @@ _LORA = re.compile(r"ip_adapter\.(\d+)\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\
 _SITES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out": "output"}
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Options(Span, forbid_unknown_fields=True, frozen=True):
     """What `inarch.adapter("ip-adapter", ...)` takes beside weights, a name and a scale.
 
     Attributes:
@@ -36,8 +35,6 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             (`unet.down_blocks.2`); all that match none do nothing. None is 1 everywhere.
         masked: whether each picture acts in an area of its own, given as `NAME_mask`.
         shortcut: of FaceID Plus, its second version.
-        start: the share of sampling before which it does nothing.
-        end: the share after which it does nothing.
         embedding: the width of a picture's embedding, for one that is to be trained.
         tokens: of each picture, likewise.
     """
@@ -46,14 +43,11 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     blocks: dict[str, float] | None = None
     masked: bool = False
     shortcut: bool = False
-    start: float = 0.0
-    end: float = 1.0
     embedding: int = 1024
     tokens: int = 4
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start < self.end <= 1.0:
-            raise ValueError("start and end are shares, 0 <= start < end <= 1")
+        super().__post_init__()
         if self.embedding < 1 or self.tokens < 1:
             raise ValueError("embedding and tokens are at least 1")
 
@@ -232,7 +226,7 @@ class IPAdapter(Adapter):
         return torch.cat([torch.zeros_like(rows), rows])
 
     def acts(self, start: float, end: float) -> bool:
-        return not (start < self.options.start or end > self.options.end)
+        return self.options.holds(start, end)
 
     def example_inputs(self, example: Example) -> Mapping[str, Any]:
         if example.tree != self.tree:

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
-from inarch.adapters import Adapter, AddedInput, Ahead, Edge, Example, Request, SiteView
+from inarch.adapters import Adapter, AddedInput, Ahead, Edge, Example, Request, SiteView, Span
 from inarch.errors import InarchError
 from inarch.nn.picture import rows_of_pictures
 from inarch.tree import Edit, Identity, Parallel, Seq, Use
@@ -28,7 +27,7 @@ from inarch_reference import places
 from inarch_reference.edges import ReferenceAttention, ReferenceStatistics, style_of
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Options(Span, forbid_unknown_fields=True, frozen=True):
     """What `inarch.adapter("reference", ...)` takes beside a name and a scale.
 
     Attributes:
@@ -39,8 +38,6 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         attention_weight: the share of the self-attentions that look at it, the widest first.
         gn_weight: which blocks take its statistics: all at 2, at 0 the middle alone.
         encoded: whether it is given as `NAME_latents` instead of `NAME_image`.
-        start: the share of sampling before which it does nothing.
-        end: the share after which it does nothing.
     """
 
     reference_attn: bool = True
@@ -49,18 +46,15 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     attention_weight: float = 1.0
     gn_weight: float = 1.0
     encoded: bool = False
-    start: float = 0.0
-    end: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.reference_attn or self.reference_adain):
             raise ValueError("without reference_attn and reference_adain nothing is left of it")
         if not 0.0 <= self.style_fidelity <= 1.0:
             raise ValueError("style_fidelity is from 0 to 1")
         if not (0.0 < self.attention_weight <= 1.0 and 0.0 <= self.gn_weight <= 2.0):
             raise ValueError("attention_weight is above 0 and at most 1, gn_weight from 0 to 2")
-        if not 0.0 <= self.start < self.end <= 1.0:
-            raise ValueError("start and end are shares, 0 <= start < end <= 1")
 
 
 class Reference(Adapter):
@@ -136,7 +130,7 @@ class Reference(Adapter):
         return value.to(request.device, request.dtype).expand(request.batch, -1, -1, -1)
 
     def acts(self, start: float, end: float) -> bool:
-        return not (start < self.options.start or end > self.options.end)
+        return self.options.holds(start, end)
 
     # What it sees before each step
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import torch
 from torch import nn
 
-from inarch.adapters import Adapter, AddedInput, Example, Request, SiteView, TargetSite
+from inarch.adapters import Adapter, AddedInput, Example, Request, SiteView, Span, TargetSite
 from inarch.errors import InarchError
 from inarch.nn.picture import rows_of_pictures
 from inarch.tree import Edit, Seq, Use
@@ -20,28 +19,23 @@ from inarch_t2i_adapter.body import BodyConfig, body
 from inarch_t2i_adapter.file import config_of, write
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Options(Span, forbid_unknown_fields=True, frozen=True):
     """What `inarch.adapter("t2i-adapter", ...)` takes beside weights, a name and a scale.
 
     Attributes:
-        start: the share of sampling before which it does nothing.
-        end: the share after which it does nothing.
         kind: of the network, for one that is to be trained.
         channels: of its picture, likewise.
         layers: residual layers before each feature, likewise; 2, and 4 for light.
         downscale: pixels of the picture in one of the first feature; 8, and 16 for full_xl.
     """
 
-    start: float = 0.0
-    end: float = 1.0
     kind: Literal["full", "full_xl", "light"] = "full"
     channels: int = 3
     layers: int | None = None
     downscale: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start < self.end <= 1.0:
-            raise ValueError("start and end are shares, 0 <= start < end <= 1")
+        super().__post_init__()
         sizes = [size for size in (self.layers, self.downscale) if size is not None]
         if self.channels not in (1, 3) or min(sizes, default=1) < 1:
             raise ValueError("a picture has 1 channel or 3; layers and downscale are at least 1")
@@ -123,7 +117,7 @@ class T2IAdapter(Adapter):
         return {added.name: rows_of_pictures(value, request, channels=channels, name=added.name)}
 
     def acts(self, start: float, end: float) -> bool:
-        return not (start < self.options.start or end > self.options.end)
+        return self.options.holds(start, end)
 
     def example_inputs(self, example: Example) -> Mapping[str, Any]:
         if example.tree != self.tree:
