@@ -59,7 +59,7 @@ def _llama(setting: Setting) -> Pair:
 def _unet(setting: Setting) -> Pair:
     channels = 8 if setting.quick else 16
     model = models.unet_of(setting, channels)
-    theirs = models.in_diffusers(model, channels, setting)
+    theirs = models.in_diffusers(model, setting)
     tree = model.trees["unet"]
     size = 8 if setting.quick else 16
     x = torch.randn(1, 4, size, size, device=setting.device, dtype=setting.dtype)

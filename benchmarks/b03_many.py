@@ -89,10 +89,8 @@ def _tolerance(setting: Setting) -> float:
 def _unet(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
     channels, size = (8, 8) if setting.quick else (32, 16)
     model = models.unet_of(setting, channels)
-    x = torch.randn(1, 4, size, size, device=setting.device, dtype=setting.dtype)
-    text = torch.randn(1, 12, 2 * channels, device=setting.device, dtype=setting.dtype)
-    step = torch.tensor([500], device=setting.device)
-    plain = models.in_diffusers(model, channels, setting)
+    x, step, text = models.unet_inputs(model, size, setting)
+    plain = models.in_diffusers(model, setting)
     tree = model.trees["unet"]
     runs: dict[str, Run] = {
         "base": lambda: tree(x, timestep=step, text=text),
@@ -100,12 +98,13 @@ def _unet(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
     }
     with models.folder() as where:
         names = [f"a{i:02}" for i in range(counts[-1])]
-        options = {"rank": RANK, "targets": _targets(model), "format": "diffusers"}
+        targets = models.attention_linears(model)
+        options = {"rank": RANK, "targets": targets, "format": "diffusers"}
         folders = models.saved(model, names, where, **options)
         for count in counts:
             some = dict(itertools.islice(folders.items(), count))
             ours = models.adapted(model, some).trees["unet"]
-            theirs = _in_diffusers(model, channels, setting, some)
+            theirs = _in_diffusers(model, setting, some)
             runs[f"inarch {count}"] = lambda t=ours: t(x, timestep=step, text=text)
             runs[f"diffusers {count}"] = lambda m=theirs: m(x, step, text, return_dict=False)[0]
             outputs = [runs[f"{who} {count}"]() for who in ("inarch", "diffusers")]
@@ -115,22 +114,10 @@ def _unet(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
     return times
 
 
-def _targets(model: Any) -> tuple[str, ...]:
-    """The linear layers of the UNet's attention, which diffusers' LoRAs have."""
-    ends = (".to_q", ".to_k", ".to_v", ".to_out.0")
-    sites = [s.address for s in model.sites.all.values() if s.tree == "unet"]
-    return tuple(address for address in sites if address.endswith(ends))
-
-
-def _in_diffusers(
-    model: Any, channels: int, setting: Setting, folders: dict[str, Path]
-) -> torch.nn.Module:
-    from safetensors.torch import load_file
-
-    theirs = models.in_diffusers(model, channels, setting)
+def _in_diffusers(model: Any, setting: Setting, folders: dict[str, Path]) -> torch.nn.Module:
+    theirs = models.in_diffusers(model, setting)
     for name, folder in folders.items():
-        [file] = folder.rglob("*.safetensors")
-        theirs.load_lora_adapter(load_file(file), prefix="unet", adapter_name=name)
+        models.load_in_diffusers(theirs, name, folder)
     theirs.set_adapters(list(folders))
     return theirs.requires_grad_(False).eval()
 

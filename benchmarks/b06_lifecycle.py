@@ -1,33 +1,45 @@
 """B6: adapt, rescale and drop one LoRA where 1 to 50 are loaded already.
 
 Here adapters are loaded side by side: one model for each, all sharing the base, so that a request
-picks a model. The peer loads them into one model, of which one adapter is active. Beside that, both
-libraries with all of the loaded adapters acting at once, in one stack.
+picks a model. The peers load them into one model, of which one adapter is active: PEFT into a
+Llama, diffusers into a UNet. Beside that, ours with all of the loaded adapters acting at once, in
+one stack. Adapting, rescaling and dropping follow one another, each timed by itself.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 import inarch
 from benchmarks import counters, models
-from benchmarks.measure import Samples, Setting, bandwidth, fitted, interleaved
+from benchmarks.measure import Samples, Setting, bandwidth, fitted, in_cycles
 from benchmarks.result import Mark, Picture, Result, Table, Workload, result_of, seconds
 from inarch.adapters import Model
 
 WORKLOAD = Workload(
     "B6",
     "Adapt, rescale, drop with 1 to 50 adapters loaded",
-    "PEFT",
+    "PEFT, diffusers",
     "cost at 50 over cost at 1 at most 1.1",
-    ("transformers", "peft"),
+    ("transformers", "peft", "diffusers"),
 )
-COUNTS = (1, 5, 20, 50)
+COUNTS = (1, 7, 50)
 ACTIONS = ("adapt", "rescale", "drop")
-Run = Callable[[], object]
+
+
+class Contender(Protocol):
+    """A library with some adapters loaded, which takes one more and lets go of it again."""
+
+    def adapt(self) -> None: ...
+    def rescale(self) -> None: ...
+    def drop(self) -> None: ...
 
 
 class Beside:
@@ -63,20 +75,18 @@ class Stacked(Beside):
             self.loaded["rest"] = self.loaded.pop("new").without("new")
 
 
-class Theirs:
-    """PEFT: all loaded into one model, with one of them active, or all."""
+class InPeft:
+    """PEFT: all loaded into one model, of which one is active."""
 
-    def __init__(
-        self, model: Any, folders: Mapping[str, Path], new: Path, *, active: bool = False
-    ) -> None:
-        self.model, self.new, self.active = models.in_peft(model, folders), new, active
-        self.names = list(folders)
-        self.model.base_model.set_adapter(self.names if active else self.names[0])
+    def __init__(self, theirs: Any, folders: Mapping[str, Path], new: Path) -> None:
+        self.model, self.new, self.names = models.in_peft(theirs, folders), new, list(folders)
+        self.device = str(next(theirs.parameters()).device)
         self.scales = itertools.cycle((0.5, 0.75))
+        self.activate(self.names[:1])
 
     def adapt(self) -> None:
-        self.model.load_adapter(str(self.new), "new", torch_device="cpu")
-        self.model.base_model.set_adapter([*self.names, "new"] if self.active else "new")
+        self.model.load_adapter(str(self.new), "new", torch_device=self.device)
+        self.activate(["new"])
 
     def rescale(self) -> None:
         from peft.tuners.lora import LoraLayer
@@ -88,8 +98,88 @@ class Theirs:
 
     def drop(self) -> None:
         if "new" in self.model.peft_config:
+            self.activate(self.names[:1])
             self.model.delete_adapter("new")
-            self.model.base_model.set_adapter(self.names if self.active else self.names[0])
+
+    def activate(self, names: Sequence[str]) -> None:
+        self.model.base_model.set_adapter(list(names))
+
+
+class InDiffusers:
+    """diffusers: all loaded into one UNet, of which one is active."""
+
+    def __init__(self, theirs: Any, folders: Mapping[str, Path], new: Path) -> None:
+        self.model, self.new, self.names = theirs, new, list(folders)
+        for name, folder in folders.items():
+            models.load_in_diffusers(theirs, name, folder)
+        self.scales = itertools.cycle((0.5, 0.75))
+        self.activate(self.names[:1])
+
+    def adapt(self) -> None:
+        models.load_in_diffusers(self.model, "new", self.new)
+        self.activate(["new"])
+
+    def rescale(self) -> None:
+        self.model.set_adapters("new", next(self.scales))
+
+    def drop(self) -> None:
+        if "new" in self.model.peft_config:
+            self.activate(self.names[:1])
+            self.model.delete_adapters("new")
+
+    def activate(self, names: Sequence[str]) -> None:
+        self.model.set_adapters(list(names))
+
+
+@dataclass
+class Side:
+    """One model in both libraries: who the peer is, how it is made, and what both give.
+
+    Attributes:
+        label: of the model.
+        base: ours.
+        peer: the peer's name.
+        loaded: the peer with some folders' adapters, and the one that is added, on a fresh model.
+        outputs: what a model of ours gives, and what the peer's gives.
+        options: of the adapters' files.
+    """
+
+    label: str
+    base: Model
+    peer: str
+    loaded: Callable[[Mapping[str, Path], Path], Any]
+    outputs: Callable[[Model, Any], tuple[Tensor, Tensor]]
+    options: Mapping[str, Any]
+
+
+def _llama(setting: Setting) -> Side:
+    config = models.llama_config(64, 1 if setting.quick else 2)
+    base = models.built("llama", config, setting)
+    ids = models.token_ids(2, 7, setting)
+    return Side(
+        "Llama",
+        base,
+        "PEFT",
+        lambda some, new: InPeft(models.in_transformers(base, config, setting), some, new),
+        lambda model, theirs: (model(ids), theirs(input_ids=ids, use_cache=False).logits),
+        {},
+    )
+
+
+def _unet(setting: Setting) -> Side:
+    base = models.unet_of(setting, 8 if setting.quick else 16, shallow=True)
+    x, step, text = models.unet_inputs(base, 8, setting)
+    return Side(
+        "UNet",
+        base,
+        "diffusers",
+        lambda some, new: InDiffusers(models.in_diffusers(base, setting), some, new),
+        lambda model, theirs: (
+            model.trees["unet"](x, timestep=step, text=text),
+            theirs(x, step, text, return_dict=False)[0],
+        ),
+        {"targets": models.attention_linears(base), "format": "diffusers"},
+    )
 
 
 def growth(ratio: tuple[int, int] = (1, 50)) -> dict[str, float]:
@@ -113,84 +203,71 @@ def growth(ratio: tuple[int, int] = (1, 50)) -> dict[str, float]:
 def run(setting: Setting) -> Result:
     result = result_of(WORKLOAD, setting, bandwidth(setting))
     counts = (1, 3) if setting.quick else COUNTS
-    config = models.llama_config(64, 2 if setting.quick else 12)
-    base = models.built("llama", config, setting)
-    with models.folder() as where:
-        names = [f"a{i:02}" for i in range(counts[-1])]
-        folders = models.saved(base, [*names, "new"], where, rank=4)
-        new = folders.pop("new")
-        made: dict[str, dict[int, Any]] = {"inarch": {}, "PEFT": {}, "inarch, one stack": {}}
-        made["PEFT, all active"] = {}
-        for count in counts:
-            some = dict(itertools.islice(folders.items(), count))
-            made["inarch"][count] = Beside(base, some, new)
-            made["inarch, one stack"][count] = Stacked(base, some, new)
-            for label, active in (("PEFT", False), ("PEFT, all active", True)):
-                theirs = models.in_transformers(base, config, setting)
-                made[label][count] = Theirs(theirs, some, new, active=active)
-        _compare(setting, made, counts[-1])
-        times = {action: _times(action, made, counts, setting) for action in ACTIONS}
-    for label in made:
-        for action in ACTIONS:
-            ratio = times[action].ratio(f"{label} {counts[-1]}", f"{label} {counts[0]}")
-            if label == "inarch":
-                what = f"{action}: cost at {counts[-1]} over cost at {counts[0]}"
-                result.marks.append(Mark(what, ratio.median, 1.1, spread=ratio))
-            result.counters[f"{label}: {action}, cost at {counts[-1]} over cost at {counts[0]}"] = (
-                round(ratio.median, 3)
-            )
-    for action, samples in times.items():
-        lines = [
-            fitted(label, counts, [samples.median(f"{label} {count}") for count in counts])
-            for label in made
-        ]
-        title = f"To {action} one more"
-        result.pictures.append(Picture(title, "adapters loaded", "seconds", lines))
-        rows = [
-            [label, *[seconds(samples.median(f"{label} {count}")) for count in counts]]
-            for label in made
-        ]
-        result.tables.append(Table(title, ["loaded", *map(str, counts)], rows))
+    for side in (_llama(setting), _unet(setting)):
+        with models.folder() as where:
+            names = [f"a{i:02}" for i in range(counts[-1])]
+            folders = models.saved(side.base, [*names, "new"], where, rank=4, **side.options)
+            new = folders.pop("new")
+            made: dict[str, dict[int, Any]] = {"inarch": {}, side.peer: {}, "inarch, one stack": {}}
+            for count in counts:
+                some = dict(itertools.islice(folders.items(), count))
+                made["inarch"][count] = Beside(side.base, some, new)
+                made["inarch, one stack"][count] = Stacked(side.base, some, new)
+                made[side.peer][count] = side.loaded(some, new)
+            _compare(setting, side, made, counts[-1])
+            _tell(result, side, counts, _times(made, setting))
     for action, grown in growth((1, counts[-1])).items():
         what = f"{action}: function calls at {counts[-1]} over those at 1"
         result.marks.append(Mark(what, round(grown, 3), 1.1, counted=True))
     return result
 
 
-def _times(
-    action: str, made: Mapping[str, Mapping[int, Any]], counts: tuple[int, ...], setting: Setting
-) -> Samples:
-    """Each contender's time of an action, in turns, with what it needs done before."""
-    runs: dict[str, Run] = {}
-    before: dict[str, Run] = {}
-    for label, of_count in made.items():
-        for count in counts:
-            one, name = of_count[count], f"{label} {count}"
-            runs[name] = getattr(one, action)
-            if action != "rescale":
-                before[name] = one.drop if action == "adapt" else one.adapt
-    if action == "rescale":
-        for of_count in made.values():
-            for one in of_count.values():
-                one.adapt()
-    samples = interleaved(runs, setting, before=before, repeats=30 if action == "rescale" else 10)
-    for of_count in made.values():
-        for one in of_count.values():
-            one.drop()
-    return samples
+def _times(made: Mapping[str, Mapping[int, Contender]], setting: Setting) -> dict[str, Samples]:
+    """Each contender's times of each action, in turns."""
+    runs = {
+        f"{label} {count}": [getattr(one, action) for action in ACTIONS]
+        for label, of_count in made.items()
+        for count, one in of_count.items()
+    }
+    return dict(zip(ACTIONS, in_cycles(runs, setting), strict=True))
 
 
-def _compare(setting: Setting, made: Mapping[str, Mapping[int, Any]], count: int) -> None:
+def _tell(result: Result, side: Side, counts: Sequence[int], times: Mapping[str, Samples]) -> None:
+    first, last = counts[0], counts[-1]
+    labels = ("inarch", side.peer, "inarch, one stack")
+    for action, samples in times.items():
+        costs = f"{action}, cost at {last} over cost at {first}"
+        for label in labels:
+            ratio = samples.ratio(f"{label} {last}", f"{label} {first}")
+            if label == "inarch":
+                result.marks.append(Mark(f"{side.label}: {costs}", ratio.median, 1.1, spread=ratio))
+            result.counters[f"{side.label}, {label}: {costs}"] = round(ratio.median, 3)
+        medians = {label: [samples.median(f"{label} {n}") for n in counts] for label in labels}
+        title = f"{side.label}: to {action} one more"
+        lines = [fitted(label, counts, values) for label, values in medians.items()]
+        result.pictures.append(Picture(title, "adapters loaded", "seconds", lines))
+        rows = [[label, *map(seconds, values)] for label, values in medians.items()]
+        faster = [samples.ratio(f"{side.peer} {n}", f"inarch {n}").median for n in counts]
+        rows.append([f"inarch, times faster than {side.peer}", *(f"{x:.3g}" for x in faster)])
+        result.tables.append(Table(title, ["loaded", *map(str, counts)], rows))
+
+
+@torch.no_grad()
+def _compare(
+    setting: Setting, side: Side, made: Mapping[str, Mapping[int, Any]], count: int
+) -> None:
     """With so many loaded, the new one acting gives the peer's outputs, and so do all at once."""
-    ids = models.token_ids(2, 7, setting)
-    for ours, theirs in (("inarch", "PEFT"), ("inarch, one stack", "PEFT, all active")):
-        one, other = made[ours][count], made[theirs][count]
-        one.adapt()
-        other.adapt()
-        logits = other.model(input_ids=ids, use_cache=False).logits
+    theirs = made[side.peer][count]
+    for label in ("inarch", "inarch, one stack"):
+        ours = made[label][count]
+        ours.adapt()
+        theirs.adapt()
+        if label != "inarch":
+            theirs.activate([*theirs.names, "new"])
         # Fifty sums of products round differently where they are made at once.
-        tolerance = 1e-4 if "stack" in ours else None
-        what = f"{ours}, {count} loaded"
-        setting.compare(what, one.loaded["new"](ids), logits, tolerance=tolerance)
-        one.drop()
-        other.drop()
+        tolerance = None if label == "inarch" or setting.dtype != torch.float32 else 1e-4
+        outputs = side.outputs(ours.loaded["new"], theirs.model)
+        what = f"{side.label}, {label}, {count} loaded"
+        setting.compare(what, *outputs, tolerance=tolerance)
+        ours.drop()
+        theirs.drop()

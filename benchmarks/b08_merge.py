@@ -110,7 +110,7 @@ def _unet(setting: Setting) -> Cycled:
     import peft
 
     channels = 8 if setting.quick else 16
-    theirs: Any = models.in_diffusers(models.unet_of(setting, channels), channels, setting)
+    theirs: Any = models.in_diffusers(models.unet_of(setting, channels), setting)
     theirs.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():

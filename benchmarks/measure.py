@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,17 +136,58 @@ def interleaved(
             once = _timed(run, 1, setting)
         calls[name] = 1 if name in before else max(1, min(1000, round(least / once)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    gc.collect()
-    gc.freeze()  # so that collecting between rounds looks at what the rounds left, not at models
-    try:
+    with _left_alone():
         for _ in range(rounds):
             for name, run in contenders.items():
                 before.get(name, _nothing)()
                 times[name].append(_timed(run, calls[name], setting))
             gc.collect()
+    return Samples(times)
+
+
+def in_cycles(
+    contenders: Mapping[str, Sequence[Run]],
+    setting: Setting,
+    *,
+    repeats: int = 10,
+    least: float = 0.06,
+) -> list[Samples]:
+    """Times of calls that follow one another, such as adapting and dropping; contenders take turns.
+
+    Args:
+        contenders: what to call, one call after the other; as many for each.
+        repeats: rounds.
+        least: seconds a sample lasts: shorter cycles are gone through again within it.
+
+    Returns:
+        For each place in the cycle, the time in each round: the median of those in a sample.
+    """
+    cycles: dict[str, int] = {}
+    for name, calls in contenders.items():
+        for _ in range(2):
+            once = sum(_timed(call, 1, setting) for call in calls)
+        cycles[name] = 1 if setting.quick else max(1, min(20, round(least / once)))
+    places = len(next(iter(contenders.values())))
+    samples = [Samples({name: [] for name in contenders}) for _ in range(places)]
+    with _left_alone():
+        for _ in range(min(repeats, setting.repeats)):
+            for name, calls in contenders.items():
+                rounds = [[_timed(c, 1, setting) for c in calls] for _ in range(cycles[name])]
+                for place, times in zip(samples, zip(*rounds, strict=True), strict=True):
+                    place.times[name].append(statistics.median(times))
+            gc.collect()
+    return samples
+
+
+@contextmanager
+def _left_alone() -> Iterator[None]:
+    """Collecting between rounds looks at what the rounds left, not at models."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
     finally:
         gc.unfreeze()
-    return Samples(times)
 
 
 def _nothing() -> None:

@@ -53,15 +53,24 @@ SD15 = {
 """Stable Diffusion 1.5's UNet, without its widths."""
 
 
-def unet_config(channels: int) -> dict[str, Any]:
-    """SD1.5's UNet with `channels` for 320, and a text width to match."""
-    widths = (channels, 2 * channels, 4 * channels, 4 * channels)
-    return {
+def unet_config(channels: int, *, shallow: bool = False) -> dict[str, Any]:
+    """SD1.5's UNet with `channels` for 320, and a text width to match.
+
+    Args:
+        channels: of the highest resolution, a multiple of 8.
+        shallow: two of its four resolutions, each with one layer: 4 of 16 attention blocks.
+    """
+    config = {
         **SD15,
-        "block_out_channels": widths,
+        "block_out_channels": (channels, 2 * channels, 4 * channels, 4 * channels),
         "cross_attention_dim": 2 * channels,
         "norm_num_groups": 4,
     }
+    if shallow:
+        kinds = ("down_block_types", "up_block_types")
+        config |= {"layers_per_block": 1, "block_out_channels": (channels, 2 * channels)}
+        config |= {kind: SD15[kind][2:] if "down" in kind else SD15[kind][:2] for kind in kinds}
+    return config
 
 
 def built(family: str, config: Mapping[str, Any], setting: Setting, seed: int = 0) -> Model:
@@ -82,11 +91,11 @@ def on_meta(family: str, config: Mapping[str, Any]) -> Model:
     return kind(trees, known, roles=index().models[family].roles, family=family)
 
 
-def unet_of(setting: Setting, channels: int) -> Model:
+def unet_of(setting: Setting, channels: int, *, shallow: bool = False) -> Model:
     """A Stable Diffusion whose other parts are as small as can be."""
     small = {"block_out_channels": (8,), "norm_num_groups": 4, "sample_size": 64}
     kinds = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
-    unet = unet_config(channels)
+    unet = unet_config(channels, shallow=shallow)
     text = {
         "hidden_size": unet["cross_attention_dim"],
         "intermediate_size": 8,
@@ -115,13 +124,43 @@ def in_transformers(model: Model, config: Mapping[str, Any], setting: Setting) -
     return theirs.to(setting.device).requires_grad_(False).eval()
 
 
-def in_diffusers(model: Model, channels: int, setting: Setting) -> Any:
+def in_diffusers(model: Model, setting: Setting) -> Any:
     """Diffusers' UNet on the very tensors of ours."""
     import diffusers
 
-    theirs = diffusers.UNet2DConditionModel(**unet_config(channels))
+    theirs = diffusers.UNet2DConditionModel(**model.sites.settings["unet"])
     theirs.load_state_dict(model.trees["unet"].state_dict(), assign=True)
     return theirs.to(setting.device).requires_grad_(False).eval()
+
+
+def unet_inputs(model: Model, size: int, setting: Setting) -> tuple[Any, Any, Any]:
+    """Latents of a square picture, a timestep and a text, as both libraries' UNets take them."""
+    generator = torch.Generator().manual_seed(size)
+    width = model.sites.settings["unet"]["cross_attention_dim"]
+    latents, text = (
+        torch.randn(*shape, generator=generator).to(setting.device, setting.dtype)
+        for shape in ((1, 4, size, size), (1, 12, width))
+    )
+    return latents, torch.tensor([500], device=setting.device), text
+
+
+def attention_linears(model: Model) -> tuple[str, ...]:
+    """The linear layers of a UNet's attention, which diffusers' LoRAs have."""
+    ends = (".to_q", ".to_k", ".to_v", ".to_out.0")
+    sites = [s.address for s in model.sites.all.values() if s.tree == "unet"]
+    return tuple(address for address in sites if address.endswith(ends))
+
+
+def load_in_diffusers(theirs: Any, name: str, folder: Path) -> None:
+    """Load a folder's LoRA into diffusers' UNet, from its file."""
+    [file] = folder.rglob("*.safetensors")
+    theirs.load_lora_adapter(
+        str(file.parent),
+        prefix="unet",
+        adapter_name=name,
+        weight_name=file.name,
+        local_files_only=True,
+    )
 
 
 @contextmanager

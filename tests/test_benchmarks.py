@@ -120,6 +120,16 @@ def test_contenders_take_turns() -> None:
     assert "".join(turns) == "AB" + "ABAB"
 
 
+def test_contenders_go_through_their_cycles_in_turns() -> None:
+    turns: list[str] = []
+    runs = {name: [lambda word=name + call: turns.append(word) for call in "12"] for name in "AB"}
+    first, second = measure.in_cycles(runs, measure.Setting(quick=True))
+    tried = ["A1", "A2"] * 2 + ["B1", "B2"] * 2
+    assert turns == tried + ["A1", "A2", "B1", "B2"] * 2
+    assert [len(first.times[name]) for name in "AB"] == [2, 2]
+    assert second.times.keys() == {"A", "B"}
+
+
 def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     samples = measure.Samples({"a": [1.0, 2.0, 9.0], "b": [1.0, 1.0, 3.0]})
     found = samples.ratio("a", "b")
