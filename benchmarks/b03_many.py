@@ -89,7 +89,7 @@ def _tolerance(setting: Setting) -> float:
 def _unet(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
     channels, size = (8, 8) if setting.quick else (32, 16)
     model = models.unet_of(setting, channels)
-    x, step, text = models.unet_inputs(model, size, setting)
+    x, step, text = models.unet_inputs(2 * channels, size, setting)
     plain = models.in_diffusers(model, setting)
     tree = model.trees["unet"]
     runs: dict[str, Run] = {

@@ -167,8 +167,9 @@ def _llama(setting: Setting) -> Side:
 
 
 def _unet(setting: Setting) -> Side:
-    base = models.unet_of(setting, 8 if setting.quick else 16, shallow=True)
-    x, step, text = models.unet_inputs(base, 8, setting)
+    channels = 8 if setting.quick else 16
+    base = models.unet_of(setting, channels, shallow=True)
+    x, step, text = models.unet_inputs(2 * channels, 8, setting)
     return Side(
         "UNet",
         base,

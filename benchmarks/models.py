@@ -133,10 +133,15 @@ def in_diffusers(model: Model, setting: Setting) -> Any:
     return theirs.to(setting.device).requires_grad_(False).eval()
 
 
-def unet_inputs(model: Model, size: int, setting: Setting) -> tuple[Any, Any, Any]:
-    """Latents of a square picture, a timestep and a text, as both libraries' UNets take them."""
+def unet_inputs(width: int, size: int, setting: Setting) -> tuple[Any, Any, Any]:
+    """Latents of a square picture, a timestep and a text, as both libraries' UNets take them.
+
+    Args:
+        width: of the text, which is the UNet's `cross_attention_dim`.
+        size: of the latents.
+        setting: on which device, in which dtype.
+    """
     generator = torch.Generator().manual_seed(size)
-    width = model.sites.settings["unet"]["cross_attention_dim"]
     latents, text = (
         torch.randn(*shape, generator=generator).to(setting.device, setting.dtype)
         for shape in ((1, 4, size, size), (1, 12, width))

@@ -11,10 +11,12 @@ from benchmarks import (
     b06_lifecycle,
     b07_swap,
     b08_merge,
+    b10_loading,
     b11_compile,
     b12_discovery,
     models,
 )
+from benchmarks.measure import Setting
 
 
 def test_a_lora_adds_two_operations_to_its_layer() -> None:
@@ -52,6 +54,14 @@ def test_a_thousand_distributions_are_answered_for_from_the_files_of_sixty() -> 
     assert more[0] == less[0], "files and folders opened"
     assert (more[1] - less[1]) / 940 < 20, "function calls for each distribution more"
     assert (less[2], more[2]) == (0, 0), "torch was imported"
+
+
+@pytest.mark.parametrize(("label", "width"), [("Llama", 512), ("UNet", 64)])
+def test_loading_makes_no_second_copy(label: str, width: int) -> None:
+    setting = Setting()
+    with models.folder() as where:
+        b10_loading.KINDS[label].saved(width, setting, where)
+        assert b10_loading.copies("inarch", label, where, setting) < 1.1
 
 
 def test_compiling_makes_one_graph_for_each_structure_and_none_for_further_adapters() -> None:
