@@ -24,7 +24,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> Counts:
     asked = [
         ("counted", MODEL, stack, plan)
         for plan in ("tensor", "fsdp", "replicate")
-        for stack in STACKS
+        for stack in (*STACKS, "dora")
     ]
     first, second = asked_of(2, asked, tmp_path_factory.mktemp("collectives"))
     assert first == second
@@ -44,6 +44,15 @@ def test_fsdp_gathers_and_reduces_no_oftener_for_adapters(stack: str, counts: Co
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_gradients_are_added_up_once_a_step(stack: str, counts: Counts) -> None:
-    assert counts[f"replicate {stack}"] == {"forward": 0, "backward": 0, "step": 1}
+    assert counts[f"replicate {stack}"] == {"first": 0, "forward": 0, "backward": 0, "step": 1}
     # Of split layers only adapters have tensors of which each process has a part of the gradient.
     assert counts[f"tensor {stack}"]["step"] == int(stack != "none")
+
+
+def test_norms_of_dora_beside_rows_are_asked_for_once_until_something_changes(
+    counts: Counts,
+) -> None:
+    found = counts["tensor dora"]
+    assert (found["first"], found["forward"], found["backward"]) == tuple(
+        each * BLOCKS for each in (4, 2, 2)
+    )

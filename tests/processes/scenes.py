@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,11 +17,53 @@ import inarch
 from inarch.testing.tiny import tiny_models
 
 LINEAR = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.*"]
-COLUMNS = ["attention.query", "attention.value", "mlp.up"]
 
 
 def lora(name: str = "mine", **options: Any) -> Any:
     return inarch.adapter("lora", name=name, **{"targets": LINEAR, "rank": 4, **options})
+
+
+def from_file(name: str, of: Callable[[int, int], dict[str, Tensor]]) -> Any:
+    """An adapter from a file in LyCORIS's form, of tensors for each layer's outputs and inputs."""
+    tensors: dict[str, Tensor] = {}
+    for layer in range(2):
+        for at in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+            outputs, inputs = SIZES[at.rpartition(".")[2]]
+            key = f"lycoris_model_layers_{layer}_{at.replace('.', '_')}"
+            tensors |= {f"{key}.{part}": t for part, t in of(outputs, inputs).items()}
+    path = Path(tempfile.mkdtemp()) / f"{name}.safetensors"
+    save_file(tensors, path)
+    return inarch.adapter("lora", name=name, weights=path)
+
+
+SIZES = {"q_proj": (16, 16), "o_proj": (16, 16), "up_proj": (24, 16), "down_proj": (16, 24)}
+
+
+def decomposed(along: str) -> Any:
+    """LoHa whose weight's magnitude is one of outputs or of inputs."""
+
+    def tensors(outputs: int, inputs: int) -> dict[str, Tensor]:
+        halves = {
+            f"hada_w{n}_{s}": size
+            for n in (1, 2)
+            for s, size in zip("ab", [(outputs, 2), (2, inputs)], strict=True)
+        }
+        made = {name: torch.randn(size) * 0.5 for name, size in halves.items()}
+        scale = (outputs, 1) if along == "outputs" else (1, inputs)
+        return {**made, "dora_scale": torch.rand(scale) + 0.5, "alpha": torch.tensor(2.0)}
+
+    return from_file(along, tensors)
+
+
+def rotated(bound: float) -> Any:
+    """OFT in blocks of four, held to a norm where there is a bound."""
+    return from_file(
+        "rotated",
+        lambda outputs, _: {
+            "oft_blocks": torch.randn(outputs // 4, 4, 4),
+            "alpha": torch.tensor(bound),
+        },
+    )
 
 
 STACKS: dict[str, Callable[[], list[Any]]] = {
@@ -43,13 +87,18 @@ STACKS: dict[str, Callable[[], list[Any]]] = {
     ],
     "prefix": lambda: [inarch.adapter("prefix", tokens=3), lora()],
     "prompt": lambda: [inarch.adapter("prompt-tuning", name="prompt", tokens=3), lora()],
-    "dora": lambda: [lora("direction", use_dora=True, targets=COLUMNS)],
+    "dora": lambda: [lora("direction", use_dora=True)],
+    "outputs": lambda: [decomposed("outputs")],
+    "inputs": lambda: [decomposed("inputs")],
+    "rotated": lambda: [rotated(0.0)],
+    "bounded": lambda: [rotated(0.002)],
+    "tokens": lambda: [lora("tokens", targets=["embedding.tokens", "head", "mlp.down"])],
+    "directions": lambda: [lora("directions", targets=["embedding.tokens"], use_dora=True)],
     "loha": lambda: [lora("hadamard", algorithm="loha")],
     "lokr": lambda: [lora("kronecker", algorithm="lokr", factor=4)],
     "pissa": lambda: [lora("principal", start="pissa")],
     "usual": lambda: [inarch.adapter("lora", name="usual", rank=2)],
     "formless": lambda: [lora("formless", format="kohya", lora_bias=True)],
-    "rows": lambda: [lora("direction", use_dora=True)],
     "taps": lambda: [
         inarch.adapter("steering", name="steer", targets=["model.layers.*.mlp.gate"], width=24)
     ],
@@ -103,7 +152,7 @@ def named(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
             yield (f"{name}.{path}" if name else path), parameter
 
 
-SPLITTABLE = [name for name in STACKS if name not in ("rows", "taps", "formless")]
+SPLITTABLE = [name for name in STACKS if name not in ("taps", "formless")]
 
 
 def content(path: Path) -> Any:

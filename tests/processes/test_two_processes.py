@@ -28,7 +28,6 @@ RAN = [
 ]
 REFUSED = [
     (MISTRAL, "lora", "tensor", "IA880", "1 heads"),
-    (GROUPED, "rows", "tensor", "IA881", "o_proj"),
     (GROUPED, "taps", "tensor", "IA881", "gate"),
     (GROUPED, "lora", "sideways", "IA880", "sideways"),
 ]
@@ -84,7 +83,8 @@ def test_two_processes_give_the_logits_and_gradients_of_one(
     assert close(torch.cat(given) if plan != "tensor" else given[0], logits)
     expected = dict(named(model))
     for one in ours:
-        assert list(one["gradients"]) == list(expected)
+        assert list(one["gradients"]) == list(ours[0]["gradients"])
+        assert set(one["gradients"]) == set(expected)
         for name, parameter in expected.items():
             gradient = parameter.grad
             gradient = torch.zeros_like(parameter) if gradient is None else gradient

@@ -113,6 +113,7 @@ def counted(label: str, stack: str, plan: str, _folder: Path) -> dict[str, int]:
     for _ in range(2):  # FSDP2 learns in the first what it does from the second on
         with CommDebugMode() as mode:
             loss = scenes.loss_of(model(scenes.ids()), scenes.ids())
+        counts.setdefault("first", mode.get_total_counts())
         counts["forward"] = mode.get_total_counts()
         with CommDebugMode() as mode:
             loss.backward()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,13 +58,20 @@ TERMS: dict[str, dict[str, Any]] = {
     "full": {"algorithm": "full", "shapes": {"diff": (OUTPUTS, INPUTS), "diff_b": (OUTPUTS,)}},
     "bias": {"algorithm": "bias", "shapes": {"bias": (OUTPUTS,)}},
 }
-REFUSED = {
-    ("dora", "rows"),
-    ("decomposed outputs", "rows"),
-    ("decomposed inputs", "rows"),
-    ("decomposed inputs", "columns"),
-    ("bounded oft", "columns"),
-}
+
+
+class Meeting:
+    """Adds up what threads have, each of which is one of the processes."""
+
+    def __init__(self) -> None:
+        self.barrier, self.values = threading.Barrier(PARTS), [torch.empty(0)] * PARTS
+
+    def total(self, value: Tensor, *, part: int) -> Tensor:
+        self.values[part] = value
+        self.barrier.wait(20)
+        summed = torch.stack(self.values).sum(0)
+        self.barrier.wait(20)
+        return summed
 
 
 def edge_beside(layer: nn.Module, **term: Any) -> Any:
@@ -79,8 +89,9 @@ def edge_beside(layer: nn.Module, **term: Any) -> Any:
 def parts_of(edge: Any, layer: nn.Module, kind: Any) -> list[tuple[Any, Any]]:
     """Each process's part of the layer and of the edge beside it."""
     found: list[tuple[Any, Any]] = []
+    meeting = Meeting()
     for part in range(PARTS):
-        split = Split(kind, part, PARTS)
+        split = Split(kind, part, PARTS, partial(meeting.total, part=part))
         own = part_of_module(layer, layer_placements(layer, split), split)
         found.append((own, part_of_module(edge, edge.placements(split), split, own)))
     return found
@@ -88,26 +99,30 @@ def parts_of(edge: Any, layer: nn.Module, kind: Any) -> list[tuple[Any, Any]]:
 
 def joined(parts: list[tuple[Any, Any]], x: Tensor, kind: str) -> Tensor:
     """What processes make together of an input."""
-    if kind == "columns":
-        return torch.cat([edge(x, plus=layer(x)) for layer, edge in parts], -1)
-    own = x.chunk(PARTS, -1)
-    terms = [edge(v, plus=layer(v)) for v, (layer, edge) in zip(own, parts, strict=True)]
-    return torch.stack(terms).sum(0)
+    own = [x] * PARTS if kind == "columns" else x.chunk(PARTS, -1)
+    with ThreadPoolExecutor(PARTS) as threads:
+        terms = list(threads.map(lambda v, pair: pair[1](v, plus=pair[0](v)), own, parts))
+    return torch.cat(terms, -1) if kind == "columns" else torch.stack(terms).sum(0)
 
 
 @pytest.mark.parametrize("kind", ["columns", "rows"])
 @pytest.mark.parametrize("name", TERMS)
-def test_parts_make_together_what_the_whole_makes(name: str, kind: str) -> None:
+def test_parts_and_their_gradients_make_what_the_whole_makes(name: str, kind: str) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(INPUTS, OUTPUTS), torch.randn(2, 5, INPUTS)
     edge = edge_beside(layer, **TERMS[name])
-    if (name, kind) in REFUSED:
-        with pytest.raises(Unplaceable):
-            edge.placements(Split(kind, 0, PARTS))  # type: ignore[arg-type]
-        return
     whole = edge(x, plus=layer(x))
     assert (whole - layer(x)).abs().max() > 0.05
-    torch.testing.assert_close(joined(parts_of(edge, layer, kind), x, kind), whole)
+    parts = parts_of(edge, layer, kind)
+    together = joined(parts, x, kind)
+    torch.testing.assert_close(together, whole)
+    expected = torch.autograd.grad(whole.square().sum(), list(edge.parameters()))
+    together.square().sum().backward()
+    rules = edge.placements(Split(kind, 0, PARTS))  # type: ignore[arg-type]
+    for (path, _), gradient in zip(edge.named_parameters(), expected, strict=True):
+        own = [part.get_parameter(path).grad for _, part in parts]
+        given = torch.cat(own, rules[path].dim) if rules[path].kind == "shard" else own[0]
+        torch.testing.assert_close(given, gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["columns", "rows"])

@@ -6,11 +6,11 @@ are those of DTensor, less what no module here needs; nothing of `torch.distribu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,14 @@ class Split:
             of these.
         part: which.
         parts: of how many.
+        total: the sum of a tensor over the processes, which all of them ask for, with its gradient:
+            for what depends on all parts, such as a norm.
     """
 
     kind: Literal["whole", "columns", "rows", "inside"] = "whole"
     part: int = 0
     parts: int = 1
+    total: Callable[[Tensor], Tensor] | None = None
 
 
 class Unplaceable(Exception):

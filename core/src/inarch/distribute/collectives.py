@@ -1,5 +1,7 @@
 """The two collectives of tensor parallelism, as modules that stand in a tree's source.
 
+Beside them that of adapters whose terms depend on all parts of a layer.
+
 Source: Shoeybi et al. 2019, "Megatron-LM", arXiv:1909.08053, section 3: `f` and `g`.
 """
 
@@ -35,6 +37,24 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
+
+
+class _Totalled(torch.autograd.Function):
+    """The sum of what the processes have, of which each makes its own part of the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return _summed(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _summed(gradients[0], ctx.group), None
+
+
+def total(x: Tensor, *, group: dist.ProcessGroup) -> Tensor:
+    """The sum over the processes that share a layer, for `Split.total`."""
+    return _Totalled.apply(x, group)
 
 
 def _summed(x: Tensor, group: Any) -> Tensor:

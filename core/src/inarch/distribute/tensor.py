@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
@@ -22,7 +23,7 @@ from inarch.adapters.model import adapted
 from inarch.adapters.packing import packed_trees
 from inarch.adapters.placement import Placed, Split, Unplaceable
 from inarch.adapters.slot import Slot
-from inarch.distribute.collectives import FromParts, ToParts
+from inarch.distribute.collectives import FromParts, ToParts, total
 from inarch.distribute.parts import (
     Placements,
     layer_placements,
@@ -56,16 +57,16 @@ def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.M
     Raises:
         InarchError: IA880 for a model that can't be split, IA881 for an adapter that can't.
     """
-    parts, part = mesh.size(), mesh.get_local_rank()
-    regions = regions_of(model, parts)
-    splits = _splits(model, regions, part, parts)
+    own = Split("whole", mesh.get_local_rank(), mesh.size(), partial(total, group=mesh.get_group()))
+    regions = regions_of(model, own.parts)
+    splits = _splits(model, regions, own)
     members = [model.adapters[name] for name in model.order.names]
     active = [member for member in members if not member.merged]
-    rules = {member.name: _rules(member, splits, part, parts) for member in active}
+    rules = {member.name: _rules(member, splits, own) for member in active}
     whole = merged(model.pristine, members)
-    pristine, placed = _layers(whole, regions, part, parts)
+    pristine, placed = _layers(whole, regions, own)
     sites = SiteView(pristine, model.roles, model.sites.settings, model.sites.tokenizers)
-    twins = [_twin(m, rules[m.name], splits, sites, part, parts, placed) for m in active]
+    twins = [_twin(m, rules[m.name], splits, sites, own, placed) for m in active]
     trees, _ = adapted(_begun(pristine, regions, mesh), sites, twins)
     for name, tree in trees.items():
         own = [e for r in regions if r.tree == name for e in _collectives(r, mesh)]
@@ -80,7 +81,7 @@ def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.M
     return result, placed
 
 
-def _splits(model: Model, regions: list[Region], part: int, parts: int) -> dict[str, Split]:
+def _splits(model: Model, regions: list[Region], own: Split) -> dict[str, Split]:
     """How each site of a region lies, by its address in the model."""
     found: dict[str, Split] = {}
     for region in regions:
@@ -91,17 +92,15 @@ def _splits(model: Model, regions: list[Region], part: int, parts: int) -> dict[
         for name in chain.form.sites:
             kind = "columns" if name in region.columns else "inside"
             kind = "rows" if name == region.rows else kind
-            found[f"{before}.{name}"] = Split(kind, part, parts)
+            found[f"{before}.{name}"] = replace(own, kind=kind)
     return found
 
 
-def _rules(
-    member: Member, splits: Mapping[str, Split], part: int, parts: int
-) -> dict[nn.Module, Placements]:
+def _rules(member: Member, splits: Mapping[str, Split], own: Split) -> dict[nn.Module, Placements]:
     """How the tensors of an adapter's modules lie, checked to be possible."""
     rules: dict[nn.Module, Placements] = {}
     for edit in member.edits:
-        split = splits.get(edit.address) or Split("whole", part, parts)
+        split = splits.get(edit.address) or own
         modules = [module for _, module in modules_of(edit)]
         if split.kind != "whole" and not all(isinstance(m, Placed) for m in modules or [None]):
             kinds = ", ".join(type(m).__name__ for m in modules) or f"its {edit.kind}"
@@ -141,7 +140,7 @@ def _unplaceable(member: Member, edit: Edit, split: Split, why: str) -> InarchEr
 
 
 def _layers(
-    trees: Mapping[str, Chain], regions: list[Region], part: int, parts: int
+    trees: Mapping[str, Chain], regions: list[Region], own: Split
 ) -> tuple[dict[str, Chain], dict[nn.Module, Placements]]:
     """The base's trees with this process's part of each layer, and how those lie."""
     twins: dict[str, dict[str, nn.Module]] = {name: {} for name in trees}
@@ -150,7 +149,7 @@ def _layers(
         for name in (*region.columns, region.rows):
             address = f"{region.chain}.{name}"
             layer = trees[region.tree].get_submodule(address)
-            split = Split("rows" if name == region.rows else "columns", part, parts)
+            split = replace(own, kind="rows" if name == region.rows else "columns")
             rule = layer_placements(layer, split)
             twin = twins[region.tree][address] = part_of_module(layer, rule, split)
             placed[twin] = rule
@@ -162,14 +161,13 @@ def _twin(
     rules: Mapping[nn.Module, Placements],
     splits: Mapping[str, Split],
     sites: SiteView,
-    part: int,
-    parts: int,
+    own: Split,
     placed: dict[nn.Module, Placements],
 ) -> Member:
     """The member whose modules are this process's parts, noted in `placed`."""
     twins: dict[nn.Module, nn.Module] = {}
     for edit in member.edits:
-        split = splits.get(edit.address) or Split("whole", part, parts)
+        split = splits.get(edit.address) or own
         beside = sites.module_at(edit.address)
         for _, module in modules_of(edit):
             if module in rules and (rules[module] or split.kind != "whole"):

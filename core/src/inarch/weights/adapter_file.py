@@ -38,7 +38,8 @@ class WeightsHeader:
         self.settings = settings
         self.metadata = header.metadata
         self.used: set[str] = set()
-        self._tensors = header.tensors
+        # Writers leave any order, and processes with copies of their own must agree on one.
+        self._tensors = dict(sorted(header.tensors.items()))
         self._stamp = _stamp(path)
         self._open: dict[str, Any] = {}
 

@@ -11,15 +11,33 @@ Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:24
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inarch.adapters.placement import Placement, Split, Unplaceable, shard
+from inarch.adapters.placement import SUMMED, Placement, Split, shard
+from inarch_lora.edges.joint import gathering
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.lora import ConvLoRA, EmbeddingLoRA, LinearLoRA, LoRAEdge, TransposedLoRA
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """A norm and what it was made of: tensors, their versions, where they lay."""
+
+    of: tuple[tuple[Tensor, int, int], ...]
+    strength: float | Tensor
+    norm: Tensor
+
+    def stands(self, held: Sequence[Tensor], strength: float | Tensor) -> bool:
+        """Whether the same would be made again, which every process must answer alike."""
+        return strength == self.strength and all(
+            value is old and value._version == version and value.data_ptr() == place
+            for value, (old, version, place) in zip(held, self.of, strict=True)
+        )
 
 
 class DoRAEdge(LoRAEdge):
@@ -31,6 +49,7 @@ class DoRAEdge(LoRAEdge):
     """
 
     lora_magnitude_vector: Tensor
+    kept: _Kept | None = None
 
     def __init__(self, layer: Layer, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -40,14 +59,18 @@ class DoRAEdge(LoRAEdge):
         self.lora_magnitude_vector = nn.Parameter(torch.empty(shape))
 
     def placements(self, split: Split) -> Mapping[str, Placement]:
-        if split.kind == "rows":
-            raise Unplaceable("the norm of DoRA's rows needs all of the weight")
         rules = super().placements(split)
-        return {**rules, "lora_magnitude_vector": shard(0)} if rules else rules
+        rule = SUMMED if split.kind == "rows" else shard(0)
+        return {**rules, "lora_magnitude_vector": rule} if rules else rules
+
+    def crosses(self, split: Split) -> bool:
+        """Beside rows, where the norm of an output is over inputs that others have."""
+        return split.kind == "rows"
 
     def placed(self, split: Split, site: nn.Module | None) -> None:
         super().placed(split, site)
         self.layer = Layer.of(site, "")
+        self.kept = None
 
     def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         super().settle(site, loaded=loaded)
@@ -69,7 +92,7 @@ class DoRAEdge(LoRAEdge):
 
     def _ratio(self, strength: float | Tensor) -> Tensor:
         """Magnitude over norm, for each output; a row of zeros has no direction to stretch."""
-        norm = self._norm(strength).detach()
+        norm = self._kept_norm(strength)
         return self.lora_magnitude_vector.reshape(-1) / norm.masked_fill(norm == 0, 1)
 
     def _norm(self, strength: float | Tensor) -> Tensor:
@@ -78,7 +101,22 @@ class DoRAEdge(LoRAEdge):
         product = second.reshape(-1, first.shape[0]) @ first.flatten(1)
         rows = self.layer.rows(self.base_weight())
         # PEFT's reading of a grouped convolution too, whose B A has the size but not the form of W.
-        return torch.linalg.norm(rows + strength * product.reshape(rows.shape), dim=1)
+        changed = rows + strength * product.reshape(rows.shape)
+        if self.total is None:
+            return torch.linalg.norm(changed, dim=1)
+        return self.total(changed.float().square().sum(1)).sqrt().to(changed.dtype)
+
+    def _kept_norm(self, strength: float | Tensor) -> Tensor:
+        """The norm, asked of the other processes only where something changed, or may unseen."""
+        if self.total is None or torch.compiler.is_compiling() or gathering():
+            return self._norm(strength).detach()
+        site = self.base()
+        held = (*self.pair(), self.base_weight() if site is None else site.get_parameter("weight"))
+        if self.kept is None or not self.kept.stands(held, strength):
+            marks = tuple((value, value._version, value.data_ptr()) for value in held)
+            with torch.no_grad(), torch.inference_mode(False):
+                self.kept = _Kept(marks, strength, self._norm(strength))
+        return self.kept.norm
 
     def deltas(self) -> dict[str, Tensor]:
         strength = self.strength * self.factor * self.scaling

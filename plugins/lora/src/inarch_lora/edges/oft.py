@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from inarch.adapters.placement import Placement, Split, Unplaceable, shard
+from inarch.adapters.placement import Placement, Split, shard
 from inarch_lora.edges.whole import WholeEdge
 
 
@@ -28,6 +28,8 @@ class OFTEdge(WholeEdge):
 
     oft_blocks: Tensor
     rank = 0
+    outputs = 0
+    """Of the whole layer, where this one's is a part of it."""
 
     def check_shapes(self) -> None:
         count, *sizes = self.oft_blocks.shape
@@ -40,10 +42,16 @@ class OFTEdge(WholeEdge):
         """Outputs are turned block by block; beside rows every process turns its part of a sum."""
         if split.kind == "rows":
             return {}
-        if self.scaling > 0:
-            raise Unplaceable("its bound is one of the norm of all blocks")
         rules = {"oft_blocks": shard(0)}
         return {**rules, "oft_rescale": shard(0)} if self.has("oft_rescale") else rules
+
+    def crosses(self, split: Split) -> bool:
+        """Where the norm that is bounded is that of blocks which others have."""
+        return split.kind == "columns" and self.scaling > 0
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        super().placed(split, site)
+        self.outputs = self.layer.outputs * (split.parts if split.kind == "columns" else 1)
 
     def change(self) -> Tensor:
         return self.base_weight() if self.base() is not None else torch.empty(self.layer.shape)
@@ -61,9 +69,9 @@ class OFTEdge(WholeEdge):
     def turn(self) -> Tensor:
         """R - I of each block."""
         skew = self.oft_blocks - self.oft_blocks.transpose(1, 2)
-        bound = self.scaling * self.layer.outputs
+        bound = self.scaling * (self.outputs or self.layer.outputs)
         if bound > 0:
-            norm = torch.linalg.vector_norm(skew) + 1e-8
+            norm = self.norm_of(skew, (0, 1, 2)) + 1e-8
             skew = skew * (bound / norm).clamp(max=1.0)
         one = torch.eye(skew.shape[-1], device=skew.device, dtype=torch.float32)
         inverse = torch.linalg.inv(one - skew.float())

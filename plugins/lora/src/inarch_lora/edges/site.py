@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,10 +35,13 @@ class SiteEdge(Edge):
         base: called, the layer; None before the edge is settled.
         factor: of the block it stands in, beside the user's scale.
         dropout: the share of inputs dropped in training.
+        total: the sum over processes that share the layer, where the term depends on all of its
+            weight and here is a part; see `Split.total`.
         biases: names of parameters for which a file holds the layer's whole bias.
     """
 
     rowwise = True
+    total: Callable[[Tensor], Tensor] | None = None
     biases: tuple[str, ...] = ()
     from_file = ("dropout",)
 
@@ -56,6 +61,11 @@ class SiteEdge(Edge):
 
     def placed(self, split: Split, site: nn.Module | None) -> None:
         self.base = _Held(site)
+        self.total = split.total if self.crosses(split) else None
+
+    def crosses(self, split: Split) -> bool:
+        """Whether what it adds beside a part of the layer depends on the other parts."""
+        return False
 
     def base_weight(self) -> Tensor:
         """The base's weight, which the edge reads."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class WholeEdge(SiteEdge):
     """
 
     dora_scale: Tensor | None
+    of_inputs: bool
+    """Whether `dora_scale` has a number for each input, [1, inputs, ...], and not each output."""
     diff_b: Tensor | None
 
     def __init__(
@@ -59,6 +61,8 @@ class WholeEdge(SiteEdge):
             self.register_parameter(name, None)
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+        magnitude = shapes.get("dora_scale", ())
+        self.of_inputs = len(magnitude) > 1 and magnitude[0] == 1 and layer.outputs != 1
 
     @abstractmethod
     def change(self) -> Tensor:
@@ -73,12 +77,15 @@ class WholeEdge(SiteEdge):
             return {}
         if split.kind == "inside" or self.layer.kind not in ("linear", "transposed"):
             return super().placements(split)
-        if self.dora_scale is not None and (split.kind == "rows" or self.dora_scale.shape[0] == 1):
-            raise Unplaceable("the norms it divides by need all of the weight")
         rules = dict.fromkeys((name for name, _ in self.named_parameters()), SUMMED)
-        if self.dora_scale is not None:
-            rules["dora_scale"] = shard(0)
+        if self.dora_scale is not None and not self.crosses(split):
+            rules["dora_scale"] = shard(1 if self.of_inputs else 0)
         return {**rules, **self.along_site(split, "diff_b"), **self.cut(split)}
+
+    def crosses(self, split: Split) -> bool:
+        """Where the norms that `dora_scale` is of are over parts that others have."""
+        along = "columns" if self.of_inputs else "rows"
+        return self.dora_scale is not None and split.kind == along
 
     def cut(self, split: Split) -> Mapping[str, Placement]:
         """The parameters of which each process has a part, and along which dimension.
@@ -104,7 +111,21 @@ class WholeEdge(SiteEdge):
             return change * (self.scaling * acting)
         weight = self.base_weight()
         changed = weight + change * self.scaling
-        return changed * (acting * (_ratio(self.dora_scale, changed) - 1) + 1) - weight
+        return changed * (acting * (self._ratio(self.dora_scale, changed) - 1) + 1) - weight
+
+    def _ratio(self, scale: Tensor, weight: Tensor) -> Tensor:
+        """Magnitude over norm, of each output or of each input."""
+        dims = [d for d in range(weight.dim()) if d != int(self.of_inputs)]
+        norm = self.norm_of(weight, dims) + torch.finfo(weight.dtype).eps
+        return scale.reshape(norm.shape) / norm
+
+    def norm_of(self, value: Tensor, dims: Sequence[int]) -> Tensor:
+        """Over some dimensions, which stay as 1, and over the processes where it crosses them."""
+        if self.total is None:
+            return torch.linalg.vector_norm(value, dim=list(dims), keepdim=True)
+        squares = self.total(value.float().square().sum(list(dims), keepdim=True))
+        # As in `vector_norm` what is nought has no gradient, where a root's would have no end.
+        return squares.clamp_min(torch.finfo(torch.float32).tiny).sqrt().to(value.dtype)
 
     def _thinned(self, change: Tensor) -> Tensor:
         kept = (torch.rand(change.shape[0], device=change.device) > self.rank_dropout).to(change)
@@ -127,15 +148,6 @@ class WholeEdge(SiteEdge):
         if self.diff_b is not None:
             deltas["bias"] = self.diff_b.float() * acting
         return deltas
-
-
-def _ratio(scale: Tensor, weight: Tensor) -> Tensor:
-    """Magnitude over norm: of each output, or of each input where the scale is [1, inputs, ...]."""
-    of_inputs = scale.dim() > 1 and scale.shape[0] == 1 and weight.shape[0] != 1
-    dims = [d for d in range(weight.dim()) if d != int(of_inputs)]
-    norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
-    norm = norm + torch.finfo(weight.dtype).eps
-    return scale.reshape(norm.shape) / norm
 
 
 class ProductEdge(WholeEdge):
