@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import models
-from benchmarks.b11_compile import Backend, blocks_of, compiled
+from benchmarks.compiling import Backend, compiled
 from benchmarks.measure import Setting, bandwidth, interleaved, tensor_bytes
 from benchmarks.result import Limit, Mark, Result, Table, Workload, result_of, seconds
 
@@ -29,6 +29,10 @@ WORKLOAD = Workload(
 NAMES = ("first", "second")
 
 
+def _blocks(model: Any) -> list[torch.nn.Module]:
+    return [found.module for found in model.tree.select("model.layers.*")]
+
+
 def recompilations(swaps: int = 20) -> int:
     """The graphs that swaps add to those of the first forward, blocks compiled one by one."""
     setting = Setting(quick=True)
@@ -39,7 +43,7 @@ def recompilations(swaps: int = 20) -> int:
     with models.folder() as where, torch.no_grad():
         folders = models.saved(base, NAMES, where, rank=4)
         model = models.adapted(base, {"one": folders["first"]})
-        compiled(blocks_of(model), backend)
+        compiled(_blocks(model), backend)
         model(ids)
         begun = backend.graphs
         for path in itertools.islice(itertools.cycle(folders.values()), swaps):

@@ -16,6 +16,7 @@ from benchmarks import (
     b12_discovery,
     models,
 )
+from benchmarks.compiling import SUBJECTS
 from benchmarks.measure import Setting
 
 
@@ -64,9 +65,12 @@ def test_loading_makes_no_second_copy(label: str, width: int) -> None:
         assert b10_loading.copies("inarch", label, where, setting) < 1.1
 
 
-def test_compiling_makes_one_graph_for_each_structure_and_none_for_further_adapters() -> None:
-    found = b11_compile.counted(20)
+@pytest.mark.parametrize(("label", "plain"), [("Llama", 1), ("UNet", 2)])
+def test_compiling_makes_one_graph_for_each_structure_and_none_for_further_adapters(
+    label: str, plain: int
+) -> None:
+    found = b11_compile.counted(SUBJECTS[label](Setting(quick=True)), 20)
     assert found["breaks"] == 0
     assert found["whole"] == 1
     assert (found["blocks"], found["structures"]) == (3, 3)
-    assert (found["first"], found["cycles"]) == (1, 0)
+    assert (found["first"], found["adapted structures"], found["cycles"]) == (plain, plain, 0)
