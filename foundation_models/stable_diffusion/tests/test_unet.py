@@ -92,6 +92,25 @@ def test_a_value_added_to_a_skip_leaves_what_flows_on_as_it_was(unets: Any) -> N
     assert {*names, "canny_mid"} <= set(edited.inputs)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_block_s_normalisations_and_sums_see_tokens_in_one_order(
+    unets: Any, layout: torch.memory_format
+) -> None:
+    theirs, ours = unets(3)
+    latents, inputs = unet_inputs(theirs.config, 2, 8, 8)
+    seen = list[bool]()
+    for name, module in ours.to(memory_format=layout).named_modules():
+        if name.endswith(("norm1", "norm2", "norm3", "to_out.0")) and "blocks." in name:
+            if isinstance(module, torch.nn.GroupNorm):
+                continue
+            module.register_forward_hook(
+                lambda _, given, made: seen.extend(x.is_contiguous() for x in (*given, made))
+            )
+    ours(latents, **inputs)
+    assert seen
+    assert all(seen)
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

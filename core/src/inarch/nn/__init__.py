@@ -3,13 +3,15 @@
 from inarch.nn.attention import attend, causal_mask, merge_heads, positions_of, split_heads
 from inarch.nn.language_model import LanguageModel
 from inarch.nn.linear import TransposedLinear
-from inarch.nn.norm import RMSNorm
+from inarch.nn.norm import GroupNorm, LayerNorm, RMSNorm
 from inarch.nn.rotary import Rotary, rotate
 from inarch.nn.sampling import Sampling
 from inarch.nn.tokenizer import Tokenizer
 
 __all__ = [
+    "GroupNorm",
     "LanguageModel",
+    "LayerNorm",
     "RMSNorm",
     "Rotary",
     "Sampling",

@@ -6,6 +6,30 @@ import torch
 from torch import Tensor, nn
 
 
+class LayerNorm(nn.LayerNorm):
+    """Torch's, with less Python around its operation: of few numbers it is the longer part."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        own = self._parameters
+        try:
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:  # pruned or parametrised, it is computed from others
+            return super().forward(input)
+        return torch.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Torch's, with less Python around its operation: of few numbers it is the longer part."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        own = self._parameters
+        try:
+            weight, bias = own["weight"], own["bias"]
+        except KeyError:  # as above
+            return super().forward(input)
+        return torch.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
 class RMSNorm(nn.Module):
     """Root mean square normalisation, in float32, then scaled in the input's dtype.
 

@@ -8,9 +8,7 @@ look alike would use up one another's budget. Nothing of a module or a parameter
 
 from __future__ import annotations
 
-import ast
 import functools
-import itertools
 import linecache
 import weakref
 from collections import OrderedDict
@@ -23,6 +21,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from inarch.errors import InarchError
+from inarch.tree.compiled import compiled
 from inarch.tree.failure import explain
 from inarch.tree.joint import Joint, joints_of
 from inarch.tree.lines import Value
@@ -95,7 +94,6 @@ SomeWriter = TypeVar("SomeWriter", bound=Writer)
 _FORMS: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
 _COMPILED: OrderedDict[Form, None] = OrderedDict()
 _KEPT = 128
-_NUMBERS = itertools.count()
 
 
 def keep(form: Form) -> None:
@@ -157,11 +155,12 @@ def _generate(
     _check_inputs(writer.asked, interface)
     exports = tuple(writer.exports)
     text, lines = source(writer, given, returned + list(writer.exports.values()))
-    function = _compiled(text, {name: call.function for name, call in writer.functions.items()})
+    functions = {name: call.function for name, call in writer.functions.items()}
+    refs = dict.fromkeys(s.name for s in walk(program) if isinstance(s, Ref))
+    function = compiled(text, functions, refs)
     takes = (len(interface.takes), float(len(interface.takes)))
     child = Child(Signature(needs, len(returned), takes), exports)
     sites = tuple(s.name for s in walk(program) if isinstance(s, Site))
-    refs = dict.fromkeys(s.name for s in walk(program) if isinstance(s, Ref))
     below = tuple((name, f) for name in refs if (f := _form(modules[name])) is not None)
     form = Form(
         text, function, needs, len(returned), exports, sites, tuple(lines), child, below, joints
@@ -228,27 +227,3 @@ def _check_inputs(asked: Mapping[str, str], interface: Interface) -> None:
                 remedy=f'bind it first with Let("{need}", ...), correct its spelling, or add it '
                 "to the Chain's inputs",
             )
-
-
-def _compiled(text: str, functions: dict[str, Any]) -> Callable[..., Any]:
-    """Compile the text under a name that tracebacks, pdb and `inspect` find it by.
-
-    The body stands in a `try` that the text doesn't show: on failure, and only then, `explain`
-    adds a note with the address and the shapes. Python 3.11 enters a `try` at no cost.
-    """
-    name = f"<inarch {next(_NUMBERS)}>"
-    tree = ast.parse(text, name)
-    [definition] = tree.body
-    if not isinstance(definition, ast.FunctionDef):
-        raise TypeError("the generated text is one function")
-    [handled] = ast.parse("try: pass\nexcept Exception as _error: _explain(_error); raise").body
-    if isinstance(handled, ast.Try):
-        for node in ast.walk(handled):
-            if isinstance(node, (ast.stmt, ast.expr, ast.excepthandler)):
-                node.lineno = node.end_lineno = definition.end_lineno or definition.lineno
-        handled.body = definition.body
-        definition.body = [handled]
-    namespace: dict[str, Any] = {**functions, "_explain": explain}
-    exec(compile(tree, name, "exec"), namespace)
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    return namespace["forward"]

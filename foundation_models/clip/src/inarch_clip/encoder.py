@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inarch.nn import attend, merge_heads, split_heads
+from inarch.nn import LayerNorm, attend, merge_heads, split_heads
 from inarch.tree import Chain, Parallel, Residual, Seq, Use
 from inarch_clip.config import TextConfig, VisionConfig
 
@@ -46,11 +46,11 @@ def layers(c: Config, *, causal: bool) -> Chain:
 def block(c: Config, *, causal: bool) -> Chain:
     return Chain(
         after_attention=Residual(
-            layer_norm1=nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps),
+            layer_norm1=LayerNorm(c.hidden_size, eps=c.layer_norm_eps),
             self_attn=attention(c, causal=causal),
         ),
         after_mlp=Residual(
-            layer_norm2=nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps),
+            layer_norm2=LayerNorm(c.hidden_size, eps=c.layer_norm_eps),
             mlp=mlp(c),
         ),
     )

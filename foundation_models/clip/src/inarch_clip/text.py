@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from inarch.nn import LayerNorm
 from inarch.tree import Chain, Distribute, Identity, Let, Parallel, Seq, Sum
 from inarch_clip.config import TextConfig
 from inarch_clip.encoder import layers
@@ -36,7 +37,7 @@ def text_model(c: TextConfig) -> Chain:
         ("eos", Let("eos", highest if legacy else partial(first_of, token=c.eos_token_id))),
         ("embeddings", embeddings(c)),
         ("encoder.layers", layers(c, causal=True)),
-        ("final_layer_norm", nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)),
+        ("final_layer_norm", LayerNorm(c.hidden_size, eps=c.layer_norm_eps)),
         Parallel(hidden=Identity(), pooled=state_at),
         takes=("input_ids",),
     )

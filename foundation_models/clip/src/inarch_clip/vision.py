@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from inarch.nn import LayerNorm
 from inarch.tree import Chain, Distribute, Identity, Parallel, Seq, Sum
 from inarch_clip.config import VisionConfig
 from inarch_clip.encoder import layers
@@ -25,10 +26,10 @@ def vision(c: VisionConfig) -> Chain:
 
 def vision_model(c: VisionConfig) -> Chain:
     """Images to states of patches, unnormed, and the class's state, normed."""
-    norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
+    norm = LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
     return Chain(
         ("embeddings", embeddings(c)),
-        ("pre_layrnorm", nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)),
+        ("pre_layrnorm", LayerNorm(c.hidden_size, eps=c.layer_norm_eps)),
         ("encoder.layers", layers(c, causal=False)),
         Parallel(hidden=Identity(), pooled=Seq(first=first_state, post_layernorm=norm)),
         takes=("pixel_values",),

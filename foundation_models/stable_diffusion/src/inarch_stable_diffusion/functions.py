@@ -73,7 +73,7 @@ ACTIVATION = {"silu": F.silu, "swish": F.silu, "gelu": F.gelu, "mish": F.mish, "
 
 def over_pixels(x: Tensor) -> Tensor:
     """[batch, channels] to [batch, channels, 1, 1]."""
-    return x[:, :, None, None]
+    return torch.unflatten(x, 1, (-1, 1, 1))
 
 
 class Grid(NamedTuple):
@@ -91,8 +91,17 @@ def grid_of(x: Tensor) -> Grid:
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """[batch, channels, height, width] to [batch, height * width, channels]."""
+    """[batch, channels, height, width] to [batch, height * width, channels], a view."""
     return x.flatten(2).transpose(1, 2)
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """As `to_tokens`, each token's channels side by side in memory.
+
+    Laid out anew once, where every normalisation would do it for itself, and every sum would read
+    its two sides in different orders.
+    """
+    return to_tokens(x).contiguous()
 
 
 def to_image(x: Tensor, *, grid: Grid) -> Tensor:

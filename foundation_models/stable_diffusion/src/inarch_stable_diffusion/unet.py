@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import nn
 
-from inarch.nn import merge_heads, split_heads
+from inarch.nn import GroupNorm, LayerNorm, merge_heads, split_heads
 from inarch.tree import Chain, Concat, Export, Identity, Let, Parallel, Residual, Seq, Sum, Use
 from inarch.tree.steps import Step
 from inarch_stable_diffusion.functions import (
@@ -27,6 +27,7 @@ from inarch_stable_diffusion.functions import (
     over_pixels,
     timestep_embedding,
     to_image,
+    to_rows,
     to_tokens,
 )
 from inarch_stable_diffusion.unet_config import UNetConfig
@@ -48,7 +49,7 @@ def unet(c: UNetConfig) -> Chain:
         *((f"down_blocks.{i}", down(c, i)) for i in levels),
         ("mid_block", mid(c)),
         *((f"up_blocks.{i}", up(c, i)) for i in levels),
-        ("conv_norm_out", nn.GroupNorm(c.norm_groups, width, c.norm_eps)),
+        ("conv_norm_out", GroupNorm(c.norm_groups, width, c.norm_eps)),
         act,
         ("conv_out", nn.Conv2d(width, c.out_channels, 3, padding=1)),
         takes="latents",
@@ -124,11 +125,11 @@ def resnet(c: UNetConfig, incoming: int, out: int) -> Chain:
     act = ACTIVATION[c.activation]
     when = Seq(Use("temb"), ("time_emb_proj", nn.Linear(c.time_width, out)), over_pixels)
     layers = Seq(
-        norm1=nn.GroupNorm(c.norm_groups, incoming, c.norm_eps),
+        norm1=GroupNorm(c.norm_groups, incoming, c.norm_eps),
         act1=act,
         conv1=nn.Conv2d(incoming, out, 3, padding=1),
         time=Sum(Identity(), when),  # [batch, out, height, width] + [batch, out, 1, 1]
-        norm2=nn.GroupNorm(c.norm_groups, out, c.norm_eps),
+        norm2=GroupNorm(c.norm_groups, out, c.norm_eps),
         act2=act,
         conv2=nn.Conv2d(out, out, 3, padding=1),
     )
@@ -147,19 +148,19 @@ def transformer(c: UNetConfig, level: int, depth: int) -> Chain:
     if c.linear_projection:
         inside: list[Step] = [to_tokens, enter, *blocks, leave, to_image]
     else:
-        inside = [enter, to_tokens, *blocks, to_image, leave]
+        inside = [enter, to_rows, *blocks, to_image, leave]
     return Chain(
         Let("grid", grid_of),
-        Residual(("norm", nn.GroupNorm(c.norm_groups, width, 1e-6)), *inside),
+        Residual(("norm", GroupNorm(c.norm_groups, width, 1e-6)), *inside),
     )
 
 
 def block(c: UNetConfig, level: int) -> Chain:
     width, heads, context = c.widths[level], c.heads[level], c.context[level]
     return Chain(  # [batch, tokens, width]
-        Residual(norm1=nn.LayerNorm(width), attn1=attention(width, heads)),
-        Residual(norm2=nn.LayerNorm(width), attn2=attention(width, heads, context)),
-        Residual(norm3=nn.LayerNorm(width), ff=feed_forward(width)),
+        Residual(norm1=LayerNorm(width), attn1=attention(width, heads)),
+        Residual(norm2=LayerNorm(width), attn2=attention(width, heads, context)),
+        Residual(norm3=LayerNorm(width), ff=feed_forward(width)),
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 from torch.nn import functional as F
 
-from inarch.nn import merge_heads, split_heads
+from inarch.nn import GroupNorm, merge_heads, split_heads
 from inarch.tree import Chain, Identity, Let, Parallel, Residual, Seq, Sum
 from inarch.tree.steps import Step
 from inarch_stable_diffusion.functions import (
@@ -51,7 +51,7 @@ def encoder(c: VAEConfig) -> Chain:
         ("conv_in", nn.Conv2d(c.in_channels, c.widths[0], 3, padding=1)),
         *((f"down_blocks.{i}", down(c, i)) for i in levels),
         ("mid_block", mid(c)),
-        ("conv_norm_out", nn.GroupNorm(c.norm_groups, c.widths[-1], EPS)),
+        ("conv_norm_out", GroupNorm(c.norm_groups, c.widths[-1], EPS)),
         F.silu,
         ("conv_out", nn.Conv2d(c.widths[-1], 2 * c.latent_channels, 3, padding=1)),
     )
@@ -64,7 +64,7 @@ def decoder(c: VAEConfig) -> Chain:
         ("conv_in", nn.Conv2d(c.latent_channels, c.widths[-1], 3, padding=1)),
         ("mid_block", mid(c)),
         *((f"up_blocks.{i}", up(c, i)) for i in levels),
-        ("conv_norm_out", nn.GroupNorm(c.norm_groups, c.widths[0], EPS)),
+        ("conv_norm_out", GroupNorm(c.norm_groups, c.widths[0], EPS)),
         F.silu,
         ("conv_out", nn.Conv2d(c.widths[0], c.out_channels, 3, padding=1)),
     )
@@ -104,10 +104,10 @@ def up(c: VAEConfig, i: int) -> Chain:
 def resnet(c: VAEConfig, incoming: int, out: int) -> Chain:
     act = ACTIVATION[c.activation]
     layers = Seq(
-        norm1=nn.GroupNorm(c.norm_groups, incoming, EPS),
+        norm1=GroupNorm(c.norm_groups, incoming, EPS),
         act1=act,
         conv1=nn.Conv2d(incoming, out, 3, padding=1),
-        norm2=nn.GroupNorm(c.norm_groups, out, EPS),
+        norm2=GroupNorm(c.norm_groups, out, EPS),
         act2=act,
         conv2=nn.Conv2d(out, out, 3, padding=1),
     )
@@ -123,7 +123,7 @@ def attention(c: VAEConfig, width: int) -> Chain:
     return Chain(
         Let("grid", grid_of),
         Residual(
-            ("group_norm", nn.GroupNorm(c.norm_groups, width, EPS)),
+            ("group_norm", GroupNorm(c.norm_groups, width, EPS)),
             to_tokens,
             Parallel(  # [batch, 1, tokens, width]
                 query=Seq(to_q=nn.Linear(width, width), heads=split),
