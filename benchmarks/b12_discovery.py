@@ -2,7 +2,8 @@
 
 Each distribution has a manifest with an adapter and a module that imports torch, as adapters do.
 The command answers from manifests alone; the peer's way is to import whatever has registered
-itself. Whole processes are timed, the interpreter's start included, once the index is in its cache.
+itself. Whole processes are timed, the interpreter's start included, once the index is in its cache
+and modules are compiled, as pip leaves them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -51,7 +53,6 @@ for point in entry_points(group="inarch.adapters"):
 """
 _COUNT = """
 import sys
-from inarch.cli.main import main
 files = calls = 0
 def hook(event, arguments):
     global files
@@ -62,6 +63,7 @@ def seen(frame, event, argument):
     calls += event in ("call", "c_call")
 sys.setprofile(seen)
 try:
+    from inarch.cli.main import main
     main(["adapters", "--for", "llama", "--json"])
 finally:
     sys.setprofile(None)
@@ -84,8 +86,14 @@ def installed(count: int, where: Path) -> dict[str, str]:
         (package / "inarch.toml").write_text(_ADAPTER.format(name=name))
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(points)
+    yesterday = time.time() - 24 * 3600  # what changed in these two seconds is not cached
+    for place in (site, *site.glob("*/inarch.toml")):
+        os.utime(place, (yesterday, yesterday))
+    environment = {**os.environ, "INARCH_CACHE_DIR": str(where / f"cache{count}")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(where / "compiled")
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, "INARCH_CACHE_DIR": str(where / f"cache{count}")}
+    return {**environment, "PYTHONPATH": path}
 
 
 def answered(environment: Mapping[str, str]) -> list[str]:
@@ -96,7 +104,7 @@ def answered(environment: Mapping[str, str]) -> list[str]:
 
 
 def counted(environment: Mapping[str, str]) -> tuple[int, int, int]:
-    """Files and folders opened, function calls, and whether torch was imported."""
+    """Files and folders opened and function calls, imports included, and whether torch was one."""
     command = [sys.executable, "-c", _COUNT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     files, calls, torch = map(int, done.stderr.split()[-3:])

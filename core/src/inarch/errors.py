@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import re
 
-_CODE = re.compile(r"[A-Z]{2,6}\d{3}")
-
 
 class InarchError(Exception):
     """What every refusal in inarch raises. Nothing was changed when it is raised.
@@ -33,7 +31,7 @@ class InarchError(Exception):
     def __init__(
         self, code: str, what: str, *, where: str = "", why: str = "", remedy: str = ""
     ) -> None:
-        if not _CODE.fullmatch(code):
+        if not re.fullmatch(r"[A-Z]{2,6}\d{3}", code):
             raise ValueError(f"{code!r} is no error code, such as IA101")
         super().__init__(what)
         self.code = code

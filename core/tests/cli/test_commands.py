@@ -265,3 +265,17 @@ def test_listing_imports_neither_torch_nor_a_plugin_among_sixty_distributions(
         assert not imported.strip() or imported
         seconds.append(float(took))
     print(f"adapters --for llama with 60 distributions: {min(seconds) * 1000:.0f} ms")
+
+
+@pytest.mark.parametrize(("loaded", "frozen"), [("", "True"), ("torch", "False")])
+def test_a_process_searches_no_garbage_at_its_end_unless_a_model_was_loaded(
+    loaded: str, frozen: str
+) -> None:
+    script = (
+        "import atexit, gc, sys; from inarch.cli.main import main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"  # which runs after main's
+        f"sys.modules.update(dict.fromkeys({loaded.split()!r}))\n"
+        "main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, frozen)

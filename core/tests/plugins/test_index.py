@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,43 @@ def points(group: str, name: str, value: str) -> str:
 
 def adapter_points(name: str, package: str) -> str:
     return points("inarch.adapters", name, f"{package}:Thing")
+
+
+def settle(site: Path) -> None:
+    """Let an hour go by, as installations mostly lie."""
+    for path in (site, *site.rglob("*")):
+        then = path.stat().st_mtime_ns - 3600 * 10**9
+        os.utime(path, ns=(then, then))
+
+
+def built() -> int:
+    """How often the index was read anew, and not from its cache, by a look at it now."""
+    import inarch.plugins.entry_points as found
+
+    original = found.installed
+    calls: list[int] = []
+
+    def counted() -> Any:
+        calls.append(1)
+        return original()
+
+    found.installed = counted
+    try:
+        fresh()
+    finally:
+        found.installed = original
+    return len(calls)
+
+
+def started(script: str) -> str:
+    """What a script prints in a process that has the path of this one."""
+    start = (
+        "import sys; from pathlib import Path\n"
+        "from inarch.plugins.index import _cached_index, index\n"
+        f"sys.path[:] = {sys.path!r}\n"
+    )
+    command = [sys.executable, "-c", start + script]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def fresh() -> Any:
@@ -152,31 +191,94 @@ def test_a_checkpoint_that_is_not_installed_is_told_with_its_command(
 
 def test_the_cache_is_used_until_something_is_installed(site: Path, install: Any) -> None:
     install("inarch-x", ADAPTER.format(id="x"), points=adapter_points("x", "inarch_x"))
-    assert list(index().adapters) == ["x"]
-    import inarch.plugins.entry_points as found
-
-    original = found.installed
-    calls: list[int] = []
-
-    def counted() -> Any:
-        calls.append(1)
-        return original()
-
-    found.installed = counted
-    try:
-        fresh()
-        assert calls == []
-        time.sleep(0.01)
-        install("inarch-y", ADAPTER.format(id="y"), points=adapter_points("y", "inarch_y"))
-        os.utime(site)
-        assert sorted(fresh().adapters) == ["x", "y"]
-        assert calls == [1]
-    finally:
-        found.installed = original
+    settle(site)
+    assert (built(), built()) == (1, 0)
+    install("inarch-y", ADAPTER.format(id="y"), points=adapter_points("y", "inarch_y"))
+    assert sorted(fresh().adapters) == ["x", "y"]
+    settle(site)
+    assert (built(), built()) == (1, 0)
+    assert sorted(fresh().adapters) == ["x", "y"]
 
 
-def test_an_edited_manifest_is_read_again(install: Any) -> None:
+def test_what_changed_just_now_is_not_cached(site: Path, install: Any) -> None:
+    install("inarch-x", ADAPTER.format(id="x"), points=adapter_points("x", "inarch_x"))
+    tick = site.stat().st_mtime_ns
+    assert started("print(*index().adapters)") == "x"
+    install("inarch-y", ADAPTER.format(id="y"), points=adapter_points("y", "inarch_y"))
+    os.utime(site, ns=(tick, tick))  # as where the file system's clock has not moved on
+    assert started("print(*index().adapters)") == "x y"
+
+
+def test_what_is_removed_or_upgraded_is_seen(site: Path, install: Any) -> None:
+    for name in ("x", "y"):
+        text = ADAPTER.format(id=name)
+        install(f"inarch-{name}", text, points=adapter_points(name, f"inarch_{name}"))
+    settle(site)
+    assert sorted(fresh().adapters) == ["x", "y"]
+    shutil.rmtree(site / "inarch_y-1.0.dist-info")
+    shutil.rmtree(site / "inarch_y")
+    assert list(fresh().adapters) == ["x"]
+    settle(site)
+    assert (built(), built()) == (1, 0)
+    shutil.rmtree(site / "inarch_x-1.0.dist-info")
+    shutil.rmtree(site / "inarch_x")
+    newer = ADAPTER.format(id="x").replace("An adapter", "A newer one")
+    points = adapter_points("x", "inarch_x")
+    install("inarch-x", newer, points=points, version="2.0")
+    entry = fresh().adapters["x"]
+    assert (entry.version, entry.summary) == ("2.0", "A newer one")
+
+
+def test_a_manifest_that_was_missing_is_seen_when_it_comes(site: Path, install: Any) -> None:
+    folder = install("inarch-x", None, points=adapter_points("x", "inarch_x"))
+    settle(site)
+    assert [f.code for f in fresh().findings] == ["IA304"]
+    before = site.stat().st_mtime_ns
+    (folder / "inarch.toml").write_text(ADAPTER.format(id="x"))
+    assert site.stat().st_mtime_ns == before
+    assert list(fresh().adapters) == ["x"]
+    assert fresh().findings == []
+
+
+def test_a_folder_of_another_process_is_not_mistaken_for_this_one(
+    site: Path, tmp_path: Path, install: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("inarch-x", ADAPTER.format(id="x"), points=adapter_points("x", "inarch_x"))
+    settle(site)
+    other = tmp_path / "other"
+    other.mkdir()
+    then = site.stat().st_mtime_ns
+    os.utime(other, ns=(then, then))
+    monkeypatch.setattr(sys, "path", ["", *sys.path[1:]])
+    monkeypatch.chdir(site)
+    assert list(fresh().adapters) == ["x"]
+    monkeypatch.chdir(other)
+    assert list(fresh().adapters) == []
+
+
+def test_processes_that_write_the_cache_at_once_leave_a_whole_one(
+    site: Path, tmp_path: Path, install: Any
+) -> None:
+    install("inarch-x", ADAPTER.format(id="x"), points=adapter_points("x", "inarch_x"))
+    settle(site)
+    script = (
+        "for _ in range(20):\n"
+        "    _cached_index.cache_clear()\n"
+        f"    for file in Path({str(tmp_path / 'cache')!r}).glob('index-*'):\n"
+        "        file.unlink(missing_ok=True)\n"
+        "    assert list(index().adapters) == ['x']\n"
+        "print('done')"
+    )
+    with ThreadPoolExecutor() as threads:
+        assert list(threads.map(started, [script] * 2)) == ["done"] * 2
+    assert built() == 0
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".json"]
+
+
+def test_an_edited_manifest_is_read_again(site: Path, install: Any) -> None:
     folder = install("inarch-x", ADAPTER.format(id="x"), points=adapter_points("x", "inarch_x"))
+    settle(site)
+    assert (built(), built()) == (1, 0)
     assert index().adapters["x"].summary == "An adapter"
     text = ADAPTER.format(id="x").replace("An adapter", "Another")
     (folder / "inarch.toml").write_text(text)
@@ -186,9 +288,10 @@ def test_an_edited_manifest_is_read_again(install: Any) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"schema": 9}', b"[1, 2]"])
 def test_a_broken_cache_costs_time_and_nothing_else(
-    tmp_path: Path, install: Any, content: bytes
+    site: Path, tmp_path: Path, install: Any, content: bytes
 ) -> None:
     install("inarch-x", ADAPTER.format(id="x"), points=adapter_points("x", "inarch_x"))
+    settle(site)
     index()
     [file] = (tmp_path / "cache").iterdir()
     file.write_bytes(content)
@@ -201,6 +304,7 @@ def test_a_cache_that_can_t_be_written_is_no_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INARCH_CACHE_DIR", str(tmp_path / "file" / "inside"))
     install("inarch-x", ADAPTER.format(id="x"), points=adapter_points("x", "inarch_x"))
+    settle(tmp_path / "site")
     assert list(index().adapters) == ["x"]
 
 

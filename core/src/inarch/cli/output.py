@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ import click
 import inarch
 from inarch.errors import InarchError
 
-_HEAD = re.compile(r"^error\[\w+\]", re.MULTILINE)
 _BROKEN = {"IA301", "IA304", "IA308", "IA309", "IA310", "IA311", "IA208", "IA706"}
 _STALE = {"IA802", "IA804"}
 
@@ -50,7 +48,9 @@ class Output:
         import msgspec  # many times faster than json, where much is listed
 
         text = msgspec.json.encode(body, enc_hook=str)  # versions, say, which are kinds of text
-        click.echo(msgspec.json.format(text, indent=2).decode())
+        # Without click, which would look for colours in what has none.
+        sys.stdout.write(msgspec.json.format(text, indent=2).decode() + "\n")
+        sys.stdout.flush()
 
     def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Rows under headings: in columns, the last one wrapped to the terminal."""
@@ -70,6 +70,8 @@ class Output:
 
     def items(self, lines: Iterable[str]) -> None:
         """A list, each item wrapped to the terminal."""
+        import textwrap
+
         width = _columns()
         for line in lines:
             click.echo(
@@ -104,7 +106,8 @@ class Output:
             return
         text = str(error)
         if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-            text = _HEAD.sub(lambda m: click.style(m[0], fg="red", bold=True), text)
+            head = r"(?m)^error\[\w+\]"
+            text = re.sub(head, lambda m: click.style(m[0], fg="red", bold=True), text)
         click.echo(text, err=True)
 
     def refuse_usage(self, error: click.ClickException) -> None:
@@ -128,6 +131,8 @@ def _wrapped(text: str, width: int) -> list[str]:
     """The lines of a text; most are one, which needs no wrapping."""
     if len(text) <= width and text.isprintable():
         return [text]
+    import textwrap
+
     return textwrap.wrap(text, width) or [""]
 
 

@@ -48,18 +48,20 @@ def installed() -> Iterator[Installed]:
     return iter(sorted(seen.values(), key=lambda d: d.name))
 
 
-def manifest_path(value: str) -> Path | None:
-    """The file of `package:file`, found without importing the package; None where there is none."""
+def manifest_places(value: str) -> list[Path]:
+    """Where the file of `package:file` may be, found without importing the package; in order."""
     package, _, name = value.partition(":")
     try:
         spec = importlib.util.find_spec(package.partition(".")[0])
     except (ImportError, ValueError):
-        return None
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder, *package.split(".")[1:], name)
-        if path.is_file():
-            return path
-    return None
+        return []
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    return [Path(folder, *package.split(".")[1:], name) for folder in folders]
+
+
+def manifest_path(value: str) -> Path | None:
+    """The file of `package:file`; None where there is none."""
+    return next((path for path in manifest_places(value) if path.is_file()), None)
 
 
 def distribution_file(file: str) -> Path | None:

@@ -8,6 +8,8 @@ from inarch.errors import InarchError
 from inarch.plugins import Index
 from inarch.plugins.manifest import AdapterEntry, ModelEntry, WeightsEntry
 
+_WILD = frozenset("*?[")
+
 
 def model_named(name: str, listed: Index) -> ModelEntry:
     """The foundation model that an id, a checkpoint's id or a checkpoint folder means.
@@ -44,7 +46,9 @@ def misfit(entry: AdapterEntry, model: ModelEntry) -> str:
     """Why an adapter does not fit a model; empty where it does."""
     roles = model.roles
     unmet = [r for r in entry.roles if r not in roles]
-    lacking = [r for r in unmet if not any(fnmatchcase(role, r) for role in roles)]
+    if not unmet and not entry.models:
+        return ""
+    lacking = [r for r in unmet if _WILD.isdisjoint(r) or not any(fnmatchcase(n, r) for n in roles)]
     if lacking:
         return f"{model.id} has no role {', '.join(lacking)}"
     return version_misfit(entry, model)

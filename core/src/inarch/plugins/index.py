@@ -1,10 +1,12 @@
-"""The index of all manifests, cached, so that no question needs an import or sixty file reads."""
+"""The index of all manifests, cached, so that no question needs an import or sixty file reads.
 
-from __future__ import annotations
+Annotations are evaluated as they stand: from text, msgspec would compile each when it first reads.
+"""
 
 import functools
 import os
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inarch.plugins import entry_points
+
+_SETTLED = 2_000_000_000
+"""Nanoseconds in which a file system may not tell two changes apart: FAT's two seconds."""
+_MISSING = -1
+_READERS = (__file__, os.path.join(os.path.dirname(__file__), "manifest.py"))
+"""What reads manifests; another state of it may read them otherwise."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -113,13 +121,21 @@ def _cached_index(key: tuple[tuple[str, int], ...]) -> Index:
     except (OSError, msgspec.MsgspecError, ValueError):
         pass
     index, files = _built()
-    _store(path, _Cached(SCHEMA, {**folders, **_mtimes(files)}, index))
+    times = {**folders, **_mtimes(files)}
+    now = time.time_ns()
+    if all(abs(now - changed) > _SETTLED for changed in times.values()):
+        _store(path, _Cached(SCHEMA, times, index))
     return index
 
 
 def index() -> Index:
     """The index of what is installed now: from its cache while nothing has been installed since."""
-    return _cached_index(tuple(_mtimes(entry or "." for entry in sys.path).items()))
+    try:
+        here = os.getcwd()
+    except OSError:  # removed meanwhile
+        here = ""
+    folders = [entry or here for entry in sys.path]
+    return _cached_index(tuple(_mtimes([*folders, *_READERS]).items()))
 
 
 def _mtimes(paths: Iterable[str]) -> dict[str, int]:
@@ -129,7 +145,7 @@ def _mtimes(paths: Iterable[str]) -> dict[str, int]:
         try:
             times[path] = os.stat(path).st_mtime_ns
         except OSError:
-            times[path] = 0
+            times[path] = _MISSING
     return times
 
 
@@ -165,12 +181,13 @@ def _built() -> tuple[Index, list[str]]:
             for name, value in objects.items():
                 index.objects[group].setdefault(name, (value, distribution.name))
         for value in distribution.manifests:
-            path = entry_points.manifest_path(value)
+            places = entry_points.manifest_places(value)
+            files += map(str, places)  # one that is missing may yet come
+            path = next((place for place in places if place.is_file()), None)
             if path is None:
                 what = f"its manifest `{value}` is not where its entry point says"
                 index.findings.append(Finding("IA304", distribution.name, what, value))
                 continue
-            files.append(str(path))
             try:
                 manifest = read_manifest(path)
             except InarchError as error:
@@ -183,7 +200,7 @@ def _built() -> tuple[Index, list[str]]:
 
 
 def _take(
-    index: Index, manifest: Manifest, path: Path, distribution: entry_points.Installed
+    index: Index, manifest: Manifest, path: "Path", distribution: "entry_points.Installed"
 ) -> Iterator[Finding]:
     """Put a manifest's entries into the index; of two with one id the first by name stays."""
     tables: list[tuple[dict[str, Any], list[Any], str]] = [

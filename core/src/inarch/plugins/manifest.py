@@ -1,6 +1,7 @@
-"""The static manifest of a package: `inarch.toml`, read without importing the package."""
+"""The static manifest of a package: `inarch.toml`, read without importing the package.
 
-from __future__ import annotations
+Annotations are evaluated as they stand: from text, msgspec would compile each when it first reads.
+"""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,7 +135,7 @@ class _Version(msgspec.Struct):
     schema: int
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: "Path") -> Manifest:
     """Read one manifest.
 
     Raises:
