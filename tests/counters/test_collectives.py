@@ -44,15 +44,12 @@ def test_fsdp_gathers_and_reduces_no_oftener_for_adapters(stack: str, counts: Co
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_gradients_are_added_up_once_a_step(stack: str, counts: Counts) -> None:
-    assert counts[f"replicate {stack}"] == {"first": 0, "forward": 0, "backward": 0, "step": 1}
+    assert {n: c for n, c in counts[f"replicate {stack}"].items() if c} == {"step": 1}
     # Of split layers only adapters have tensors of which each process has a part of the gradient.
     assert counts[f"tensor {stack}"]["step"] == int(stack != "none")
 
 
-def test_norms_of_dora_beside_rows_are_asked_for_once_until_something_changes(
-    counts: Counts,
-) -> None:
+def test_norms_of_dora_beside_rows_are_asked_for_where_it_learns(counts: Counts) -> None:
     found = counts["tensor dora"]
-    assert (found["first"], found["forward"], found["backward"]) == tuple(
-        each * BLOCKS for each in (4, 2, 2)
-    )
+    each = [found[name] / BLOCKS for name in ("first", "forward", "backward", "without gradients")]
+    assert each == [4, 4, 2, 2]

@@ -104,7 +104,7 @@ def unsaved(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
 
 
 def counted(label: str, stack: str, plan: str, _folder: Path) -> dict[str, int]:
-    """The collectives of one forward, of one backward, and of adding up gradients after it."""
+    """The collectives of a forward, of a backward, of adding up gradients, and without them."""
     model = spread(scenes.adapted(label, stack), plan)
     for tree in model.trees.values():
         tree.requires_grad_(True)
@@ -121,6 +121,12 @@ def counted(label: str, stack: str, plan: str, _folder: Path) -> dict[str, int]:
         with CommDebugMode() as mode:
             model.layout.reduce_gradients(parameters)
         counts["step"] = mode.get_total_counts()
+    for tree in model.trees.values():
+        tree.requires_grad_(False)
+    for _ in range(2):
+        with CommDebugMode() as mode:
+            model(scenes.ids())
+        counts["without gradients"] = mode.get_total_counts()
     return counts
 
 

@@ -198,3 +198,49 @@ def test_settings_that_deny_the_magnitude_are_refused(
     with pytest.raises(inarch.InarchError) as caught:
         ours.adapt(inarch.adapter("lora", weights=tmp_path))
     assert (caught.value.code, "use_dora" in caught.value.why) == ("IA426", True)
+
+
+@torch.no_grad()
+def test_the_norm_is_made_again_only_where_something_changed(
+    layered: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, adapted, x = peft_dora(layered, tmp_path)
+    edge = adapted.adapters["lora"].modules["layer"]
+    made: list[float] = []
+    norm = type(edge)._norm
+    monkeypatch.setattr(type(edge), "_norm", lambda e, s: made.append(s) or norm(e, s))
+
+    def fresh() -> Tensor:
+        edge.memory.kept = None
+        return adapted.tree(x)
+
+    adapted.tree(x)
+    first = adapted.tree(x)
+    assert len(made) == 1
+    for change in (
+        lambda: edge.pair()[1].mul_(1.5),
+        lambda: setattr(adapted.adapters["lora"], "scale", 0.5),
+        lambda: edge.base().weight.mul_(0.9),
+    ):
+        change()
+        made.clear()
+        again = adapted.tree(x)
+        assert len(made) == 1
+        assert not torch.equal(again, first)
+        assert torch.equal(again, fresh())
+        first = again
+
+
+def test_while_it_learns_the_norm_is_never_kept(layered: tuple[Any, ...], tmp_path: Path) -> None:
+    _, adapted, x = peft_dora(layered, tmp_path)
+    edge = adapted.adapters["lora"].modules["layer"]
+    with torch.no_grad():
+        adapted.tree(x)
+    assert edge.memory.kept is not None
+    for parameter in edge.parameters():
+        parameter.requires_grad_(True)
+        parameter.data.mul_(1.5)  # without a trace, as some optimisers write
+    learnt = adapted.tree(x)
+    assert edge.memory.kept is None
+    with torch.no_grad():
+        torch.testing.assert_close(adapted.tree(x), learnt)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from inarch.adapters.placement import SUMMED, Placement, Split, shard
-from inarch_lora.edges.joint import gathering
+from inarch_lora.edges.joint import gathering, learns
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.lora import ConvLoRA, EmbeddingLoRA, LinearLoRA, LoRAEdge, TransposedLoRA
 
@@ -40,6 +40,24 @@ class _Kept:
         )
 
 
+class _Memory:
+    """What an edge keeps, which is no part of what the edge is: any two are equal."""
+
+    def __init__(self) -> None:
+        self.kept: _Kept | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Memory)
+
+    def __hash__(self) -> int:
+        return hash(_Memory)
+
+
+def _marked(value: Tensor) -> bool:
+    """Whether a change of it leaves a trace."""
+    return type(value) is nn.Parameter and not value.is_inference() and not value.is_meta
+
+
 class DoRAEdge(LoRAEdge):
     """What the four kinds share; A, B and everything else are LoRA's.
 
@@ -49,11 +67,11 @@ class DoRAEdge(LoRAEdge):
     """
 
     lora_magnitude_vector: Tensor
-    kept: _Kept | None = None
 
     def __init__(self, layer: Layer, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.layer = layer
+        self.memory = _Memory()
         ones = (1,) * len(layer.kernel)
         shape = (1, layer.outputs, *ones) if layer.kind == "conv" else (layer.outputs,)
         self.lora_magnitude_vector = nn.Parameter(torch.empty(shape))
@@ -70,10 +88,11 @@ class DoRAEdge(LoRAEdge):
     def placed(self, split: Split, site: nn.Module | None) -> None:
         super().placed(split, site)
         self.layer = Layer.of(site, "")
-        self.kept = None
+        self.memory = _Memory()
 
     def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         super().settle(site, loaded=loaded)
+        self.memory = _Memory()
         if not loaded:
             with torch.no_grad():
                 norm = self._norm(1.0)
@@ -107,16 +126,24 @@ class DoRAEdge(LoRAEdge):
         return self.total(changed.float().square().sum(1)).sqrt().to(changed.dtype)
 
     def _kept_norm(self, strength: float | Tensor) -> Tensor:
-        """The norm, asked of the other processes only where something changed, or may unseen."""
-        if self.total is None or torch.compiler.is_compiling() or gathering():
+        """The norm, a constant to gradients, made again where something changed, or may unseen."""
+        if torch.compiler.is_compiling():
             return self._norm(strength).detach()
-        site = self.base()
+        memory, site = self.memory, self.base()
         held = (*self.pair(), self.base_weight() if site is None else site.get_parameter("weight"))
-        if self.kept is None or not self.kept.stands(held, strength):
-            marks = tuple((value, value._version, value.data_ptr()) for value in held)
-            with torch.no_grad(), torch.inference_mode(False):
-                self.kept = _Kept(marks, strength, self._norm(strength))
-        return self.kept.norm
+        learning = torch.is_grad_enabled() and learns(self)  # by any optimiser: some write `data`
+        if learning or gathering() or not all(map(_marked, held)):
+            memory.kept = None
+            return self._norm(strength).detach()
+        kept = memory.kept  # another thread may put another there
+        if kept is not None and kept.stands(held, strength):
+            return kept.norm
+        marks = tuple((value, value._version, value.data_ptr()) for value in held)
+        with torch.no_grad(), torch.inference_mode(False):
+            norm = self._norm(strength)
+        if type(norm) is Tensor:  # and not traced, or counted without data
+            memory.kept = _Kept(marks, strength, norm)
+        return norm
 
     def deltas(self) -> dict[str, Tensor]:
         strength = self.strength * self.factor * self.scaling
