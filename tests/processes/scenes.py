@@ -71,7 +71,7 @@ STACKS: dict[str, Callable[[], list[Any]]] = {
     "lora": lambda: [lora()],
     "stack": lambda: [
         lora("first", rank=2, bias="all"),
-        lora("second", lora_bias=True),
+        lora("second"),
         inarch.adapter("ia3", name="factors", scale=0.5),
         inarch.adapter("bottleneck", name="narrow", reduction=4),
         inarch.adapter("steering", name="steer", targets=["block", "mlp.down"], after=["factors"]),
@@ -127,6 +127,61 @@ def adapted(label: str, stack: str) -> Any:
     if stack == "merged":
         model = model.merge("inside")
     return model
+
+
+EVERYWHERE = [
+    *("attention.query", "attention.key", "attention.value", "attention.output", "mlp.*"),
+    *("text.attention.*", "text.mlp.*"),
+]
+IMAGE_STACKS: dict[str, Callable[[], list[Any]]] = {
+    "lora": lambda: [
+        lora("first", targets=[t for t in EVERYWHERE if t != "text.attention.*"]),
+        lora("second", targets=["resnet.conv", "transformer.in", "mlp.up"]),
+        inarch.adapter(
+            "ia3",
+            name="factors",
+            targets=["mlp.up", "mlp.down", "attention.value"],
+            feedforward=["mlp.down"],
+            after=["first", "second"],
+        ),
+    ],
+    "dora": lambda: [lora("directions", use_dora=True, targets=["attention.output", "mlp.*"])],
+    "hadamard": lambda: [
+        lora("hadamard", algorithm="loha", targets=["mlp.*", "attention.output"]),
+        lora("kronecker", algorithm="lokr", factor=4, targets=["mlp.*"]),
+    ],
+}
+
+
+def image_model(label: str, stack: str) -> Any:
+    """A random Stable Diffusion, adapted, of which everything learns."""
+    torch.manual_seed(5)
+    [tiny] = [t for t in tiny_models(families=["stable-diffusion"]) if t.label == label]
+    model = tiny.build(seed=3, dtype=torch.float64)  # where sums in another order are close
+    return learning(model.adapt(*IMAGE_STACKS[stack]()))
+
+
+def learning(model: Any) -> Any:
+    """The model with all its adapters' parameters moved, and gradients asked of everything."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for member in model.adapters:
+            for parameter in member.parameters().values():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise * 0.2)
+    for tree in model.trees.values():
+        tree.requires_grad_(True)
+    return model
+
+
+def drawn_of(model: Any, part: int = 0, parts: int = 1) -> tuple[list[Tensor], Tensor]:
+    """What its trees give for some rows of their examples, and a sum to be made small."""
+    values: list[Tensor] = []
+    for example in model.examples():
+        own = {n: v.chunk(parts)[part] if v is not None else v for n, v in example.inputs.items()}
+        given = model.trees[example.tree](**own)
+        values += given if isinstance(given, tuple) else [given]
+    return [v.detach() for v in values], torch.stack([v.square().sum() for v in values]).sum()
 
 
 def with_inner(family: str, kind: str) -> Any:

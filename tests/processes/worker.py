@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
 
 import inarch
-from inarch.distribute import save_tensors
+from inarch.distribute import load_tensors, save_tensors
 from inarch.errors import InarchError
 from inarch.testing.tiny import tiny_models
 
@@ -146,6 +146,42 @@ def alike(family: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
     return {"far": max(far), "split": len(model.layout.placed)}
 
 
+def drawn(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
+    """What every tree of an image model gives for this process's rows, and every gradient."""
+    model = spread(scenes.image_model(label, stack), plan)
+    part, parts = model.layout.part_of_data
+    values, loss = scenes.drawn_of(model, part, parts)
+    loss.backward()
+    parameters = dict(scenes.named(model))
+    model.layout.reduce_gradients(parameters.values())
+    gradients = {
+        name: model.layout.full(torch.zeros_like(p) if p.grad is None else p.grad, p)
+        for name, p in parameters.items()
+    }
+    norm = model.layout.norm(parameters.values())
+    for member in model.adapters:
+        model.save_adapter(member.name, folder / member.name)
+    stored = {name: model.layout.stored(p, p) for name, p in parameters.items()}
+    save_tensors(stored, folder / "dcp")
+    kept = {name: model.layout.full(p, p).clone() for name, p in parameters.items()}
+    with torch.no_grad():
+        for p in parameters.values():
+            p.zero_()
+    load_tensors(stored, folder / "dcp")
+    for name, p in parameters.items():
+        model.layout.restored(stored[name], p, p)
+    same = all(torch.equal(model.layout.full(p, p), kept[name]) for name, p in parameters.items())
+    rules = [rule for rules in model.layout.placed.values() for rule in rules.values()]
+    halves = sum(rule.pieces == 2 for rule in rules)
+    return {
+        "values": values,
+        "gradients": gradients,
+        "norm": norm,
+        "same": same,
+        "halves": halves,
+    }
+
+
 def inside(family: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
     """Whether an adapter of the tree that an adapter brings is saved as one process saves it."""
     model = scenes.with_inner(family, stack)
@@ -168,6 +204,7 @@ TASKS = {
     "unsaved": unsaved,
     "alike": alike,
     "inside": inside,
+    "drawn": drawn,
     "counted": counted,
     "ran": ran,
     "refused": refused,

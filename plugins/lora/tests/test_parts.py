@@ -91,7 +91,8 @@ def parts_of(edge: Any, layer: nn.Module, kind: Any) -> list[tuple[Any, Any]]:
     found: list[tuple[Any, Any]] = []
     meeting = Meeting()
     for part in range(PARTS):
-        split = Split(kind, part, PARTS, partial(meeting.total, part=part))
+        total = partial(meeting.total, part=part)
+        split = Split(kind, part, PARTS, total=total)
         own = part_of_module(layer, layer_placements(layer, split), split)
         found.append((own, part_of_module(edge, edge.placements(split), split, own)))
     return found

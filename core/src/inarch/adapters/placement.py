@@ -23,10 +23,13 @@ class Placement:
             process, whose sum is the gradient, and `first` has its values in the first process
             and zeros in the others, for what a sum over processes must hold once.
         dim: of `shard`.
+        pieces: of `shard`: the dimension is so many equal pieces, each of which is cut; what
+            stands beside a layer of pieces is cut as that is, and need not say so.
     """
 
     kind: Literal["whole", "summed", "shard", "first"]
     dim: int = 0
+    pieces: int = 1
 
 
 WHOLE = Placement("whole")
@@ -50,6 +53,7 @@ class Split:
             of these.
         part: which.
         parts: of how many.
+        pieces: of how many equal pieces the outputs of `columns` are made, each of which is cut.
         total: the sum of a tensor over the processes, which all of them ask for, with its gradient:
             for what depends on all parts, such as a norm.
     """
@@ -57,6 +61,7 @@ class Split:
     kind: Literal["whole", "columns", "rows", "inside"] = "whole"
     part: int = 0
     parts: int = 1
+    pieces: int = 1
     total: Callable[[Tensor], Tensor] | None = None
 
 

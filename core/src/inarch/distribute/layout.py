@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from inarch.adapters.placement import WHOLE, Placed, Placement, Split
-from inarch.distribute.parts import Placements
+from inarch.distribute.parts import Placements, part_of, together
 from inarch.errors import InarchError
 from inarch.tree.twin import twin_of
 
@@ -197,7 +197,7 @@ class Spread:
         value = value.contiguous()
         parts = [torch.empty_like(value) for _ in range(self.tensor.size())]
         dist.all_gather(parts, value, group=group)
-        return torch.cat(parts, placement.dim)
+        return together(parts, placement)
 
     # Checkpoints
 
@@ -211,7 +211,7 @@ class Spread:
             return value
         if isinstance(value, DTensor):  # of a part: what the other dimension shares is made whole
             value = value.full_tensor()
-        if placement.kind == "first":
+        if placement.kind == "first" or placement.pieces > 1:  # DTensor has no word for pieces
             return self._gathered(value, placement)
         places = [Shard(placement.dim) if placement.kind == "shard" else Replicate()]
         return DTensor.from_local(value, self.tensor, places, run_check=False)
@@ -221,6 +221,9 @@ class Spread:
         placement = self._by_parameter().get(id(of), WHOLE)
         if placement.kind == "first" and self.tensor is not None and self.tensor.get_local_rank():
             value = torch.zeros_like(value)
+        elif placement.pieces > 1 and self.tensor is not None:
+            own = Split("columns", self.tensor.get_local_rank(), self.tensor.size())
+            value = part_of(value, placement, own)
         elif self.tensor is not None and isinstance(value, DTensor):
             value = value.to_local()
         if isinstance(tensor, DTensor) and not isinstance(value, DTensor):

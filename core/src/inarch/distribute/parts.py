@@ -23,8 +23,18 @@ def layer_placements(layer: nn.Module, split: Split) -> Placements:
     """How the weight and the bias of a linear layer lie."""
     outputs = 1 if isinstance(layer, TransposedLinear) else 0
     if split.kind == "columns":
-        return {"weight": shard(outputs), "bias": shard(0)}
+        return in_pieces({"weight": shard(outputs), "bias": shard(0)}, split)
     return {"weight": shard(1 - outputs), "bias": FIRST}
+
+
+def in_pieces(rule: Placements, split: Split) -> Placements:
+    """The same, where what is cut with a layer's outputs is of as many pieces as those are."""
+    if split.kind != "columns" or split.pieces == 1:
+        return rule
+    return {
+        name: replace(placement, pieces=split.pieces) if placement.kind == "shard" else placement
+        for name, placement in rule.items()
+    }
 
 
 def part_of(tensor: Tensor, placement: Placement, split: Split) -> Tensor:
@@ -37,11 +47,23 @@ def part_of(tensor: Tensor, placement: Placement, split: Split) -> Tensor:
         return torch.zeros_like(tensor)
     if placement.kind != "shard":
         return tensor
-    size, rest = divmod(tensor.shape[placement.dim], split.parts)
+    size, rest = divmod(tensor.shape[placement.dim], split.parts * placement.pieces)
     if rest:
         raise ValueError(f"{list(tensor.shape)} along {placement.dim}")
-    part = tensor.detach().narrow(placement.dim, split.part * size, size)
-    return part.clone(memory_format=torch.contiguous_format)
+    pieces = tensor.detach().chunk(placement.pieces, placement.dim)
+    own = [piece.narrow(placement.dim, split.part * size, size) for piece in pieces]
+    if len(own) > 1:
+        return torch.cat(own, placement.dim)
+    return own[0].clone(memory_format=torch.contiguous_format)
+
+
+def together(parts: list[Tensor], placement: Placement) -> Tensor:
+    """The tensor of which every process gave its part, in their order."""
+    dim = placement.dim
+    if placement.pieces == 1:
+        return torch.cat(parts, dim)
+    cut = [part.chunk(placement.pieces, dim) for part in parts]
+    return torch.cat([one[piece] for piece in range(placement.pieces) for one in cut], dim)
 
 
 def part_of_module(

@@ -15,6 +15,7 @@ from torch import nn
 
 from inarch.errors import InarchError
 from inarch.nn import TransposedLinear
+from inarch.nn.pieces import pieces_of
 from inarch.tree import Chain
 from inarch.tree.signature import Call
 from inarch.tree.steps import Combinator, Let, Ref, Residual, Seq, Site, Step, Use, walk
@@ -38,6 +39,7 @@ class Region:
         chain: its address there.
         columns, rows: the names of its layers, within it.
         at_start: whether nothing but layers split by columns takes the Chain's input.
+        pieces: of how many the outputs of `columns` are made, each of which is cut.
     """
 
     tree: str
@@ -45,13 +47,13 @@ class Region:
     columns: tuple[str, ...]
     rows: str
     at_start: bool
+    pieces: int
 
 
 def regions_of(model: Model, parts: int) -> list[Region]:
     """The regions that can be split over so many processes.
 
-    Feed-forward parts of another form, such as those whose first layer makes two halves, stay
-    whole; attention is split everywhere or nowhere.
+    Feed-forward parts of another form stay whole; attention is split everywhere or nowhere.
 
     Raises:
         InarchError: IA880 where the model has no region, or heads or features don't divide.
@@ -105,17 +107,17 @@ def _region(
     refs = {step.name for step in walk(chain.program) if isinstance(step, Ref)}
     if 0 in sizes or refs != {*columns, *rows}:
         return
-    wide = max(sizes)
-    head = _head_dim(chain)
-    if sizes[-1] != wide or (head == 0 and set(sizes) != {wide}):
+    head, pieces = _head_dim(chain), _pieces(chain)
+    wide = sizes[-1] * pieces
+    if max(sizes) != wide or (head == 0 and set(sizes[:-1]) != {wide}):
         return
     where = f"{name}.{address}" if name else address
     for layer, size in zip((*columns, *rows), sizes, strict=True):
-        _check(f"{where}.{layer}", size, head, parts)
+        _check(f"{where}.{layer}", size if layer == rows[0] else size // pieces, head, parts)
     takers = list(_takers(chain.program))
     at_start = {t.name for t in takers if isinstance(t, Ref)} == set(columns)
     at_start = at_start and all(isinstance(taker, Ref) for taker in takers)
-    yield Region(name, address, tuple(columns), rows[0], at_start)
+    yield Region(name, address, tuple(columns), rows[0], at_start, pieces)
 
 
 def _size(layer: nn.Module, side: int) -> int:
@@ -129,10 +131,18 @@ def _head_dim(chain: nn.Module) -> int:
     """The width of a head where a function of the Chain splits what it is given; 0 for none."""
     if not isinstance(chain, Chain):
         return 0
-    calls: list[Any] = [s.function for s in walk(chain.program) if isinstance(s, Call)]
-    bound: list[Mapping[str, Any]] = [c.keywords for c in calls if isinstance(c, partial)]
+    bound: list[Mapping[str, Any]] = [c.keywords for c in _calls(chain) if isinstance(c, partial)]
     widths = {given["head_dim"] for given in bound if "head_dim" in given}
     return widths.pop() if len(widths) == 1 else 0
+
+
+def _pieces(chain: Chain) -> int:
+    """Of how many pieces the functions of a Chain without heads take their values."""
+    return 1 if _head_dim(chain) else max(map(pieces_of, _calls(chain)), default=1)
+
+
+def _calls(chain: Chain) -> list[Any]:
+    return [step.function for step in walk(chain.program) if isinstance(step, Call)]
 
 
 def _check(where: str, size: int, head: int, parts: int) -> None:

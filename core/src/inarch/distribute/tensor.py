@@ -26,6 +26,7 @@ from inarch.adapters.slot import Slot
 from inarch.distribute.collectives import FromParts, ToParts, total
 from inarch.distribute.parts import (
     Placements,
+    in_pieces,
     layer_placements,
     part_of_module,
     with_modules,
@@ -57,7 +58,8 @@ def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.M
     Raises:
         InarchError: IA880 for a model that can't be split, IA881 for an adapter that can't.
     """
-    own = Split("whole", mesh.get_local_rank(), mesh.size(), partial(total, group=mesh.get_group()))
+    summed = partial(total, group=mesh.get_group())
+    own = Split("whole", mesh.get_local_rank(), mesh.size(), total=summed)
     regions = regions_of(model, own.parts)
     splits = _splits(model, regions, own)
     members = [model.adapters[name] for name in model.order.names]
@@ -90,10 +92,17 @@ def _splits(model: Model, regions: list[Region], own: Split) -> dict[str, Split]
         if not isinstance(chain, Chain):
             raise TypeError(f"{before} is no Chain")
         for name in chain.form.sites:
-            kind = "columns" if name in region.columns else "inside"
-            kind = "rows" if name == region.rows else kind
-            found[f"{before}.{name}"] = replace(own, kind=kind)
+            found[f"{before}.{name}"] = _split(region, name, own)
     return found
+
+
+def _split(region: Region, name: str, own: Split) -> Split:
+    """How one site of a region lies."""
+    if name == region.rows:
+        return replace(own, kind="rows")
+    if name in region.columns:
+        return replace(own, kind="columns", pieces=region.pieces)
+    return replace(own, kind="inside")
 
 
 def _rules(member: Member, splits: Mapping[str, Split], own: Split) -> dict[nn.Module, Placements]:
@@ -116,14 +125,15 @@ def _asked(member: Member, edit: Edit, module: nn.Module, split: Split) -> Place
     if not isinstance(module, Placed):
         raise TypeError(f"{type(module).__name__} says nothing of placements")
     try:
-        rule = module.placements(split)
+        rule = in_pieces(module.placements(split), split)
     except Unplaceable as reason:
         raise _unplaceable(member, edit, split, str(reason)) from None
     for name, placement in rule.items():
         tensor = module._parameters.get(name, module._buffers.get(name))
         size = 0 if tensor is None else tensor.shape[placement.dim]
-        if placement.kind == "shard" and size % split.parts:
-            why = f"the {size} rows or columns of its {name} can't be divided by {split.parts}"
+        parts = split.parts * placement.pieces
+        if placement.kind == "shard" and size % parts:
+            why = f"the {size} rows or columns of its {name} can't be divided by {parts}"
             raise _unplaceable(member, edit, split, why)
     return rule
 
@@ -149,7 +159,7 @@ def _layers(
         for name in (*region.columns, region.rows):
             address = f"{region.chain}.{name}"
             layer = trees[region.tree].get_submodule(address)
-            split = replace(own, kind="rows" if name == region.rows else "columns")
+            split = _split(region, name, own)
             rule = layer_placements(layer, split)
             twin = twins[region.tree][address] = part_of_module(layer, rule, split)
             placed[twin] = rule

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inarch.nn import of_pieces
+
 
 def timestep_embedding(
     x: Tensor, *, timestep: Tensor, width: int = 320, flip: bool = True, shift: float = 0
@@ -126,6 +128,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
+@of_pieces(2)
 def geglu(x: Tensor) -> Tensor:
     """[..., 2 * width] to [..., width]: one half, gated by the other. Source: arXiv:2002.05202."""
     half, gate = x.chunk(2, dim=-1)

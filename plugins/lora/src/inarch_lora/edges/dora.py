@@ -22,6 +22,7 @@ from inarch.adapters.placement import SUMMED, Placement, Split, shard
 from inarch_lora.edges.joint import gathering, learns
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.lora import ConvLoRA, EmbeddingLoRA, LinearLoRA, LoRAEdge, TransposedLoRA
+from inarch_lora.edges.site import squares
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +124,7 @@ class DoRAEdge(LoRAEdge):
         changed = rows + strength * product.reshape(rows.shape)
         if self.total is None:
             return torch.linalg.norm(changed, dim=1)
-        return self.total(changed.float().square().sum(1)).sqrt().to(changed.dtype)
+        return self.total(squares(changed).sum(1)).sqrt().to(changed.dtype)
 
     def _kept_norm(self, strength: float | Tensor) -> Tensor:
         """The norm, a constant to gradients, made again where something changed, or may unseen."""

@@ -28,6 +28,11 @@ class _Held:
         return id(self.module)
 
 
+def squares(value: Tensor) -> Tensor:
+    """As precise as the sum of them that processes make together should be."""
+    return value.to(torch.promote_types(value.dtype, torch.float32)).square()
+
+
 class SiteEdge(Edge):
     """An edge that may read the base's own layer, which is never changed and never its child.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inarch.adapters.placement import SUMMED, Placement, Split, Unplaceable, shard
 from inarch_lora.edges.layer import Layer
-from inarch_lora.edges.site import SiteEdge
+from inarch_lora.edges.site import SiteEdge, squares
 
 
 class WholeEdge(SiteEdge):
@@ -123,9 +123,9 @@ class WholeEdge(SiteEdge):
         """Over some dimensions, which stay as 1, and over the processes where it crosses them."""
         if self.total is None:
             return torch.linalg.vector_norm(value, dim=list(dims), keepdim=True)
-        squares = self.total(value.float().square().sum(list(dims), keepdim=True))
+        total = self.total(squares(value).sum(list(dims), keepdim=True))
         # As in `vector_norm` what is nought has no gradient, where a root's would have no end.
-        return squares.clamp_min(torch.finfo(torch.float32).tiny).sqrt().to(value.dtype)
+        return total.clamp_min(torch.finfo(torch.float32).tiny).sqrt().to(value.dtype)
 
     def _thinned(self, change: Tensor) -> Tensor:
         kept = (torch.rand(change.shape[0], device=change.device) > self.rank_dropout).to(change)
