@@ -15,7 +15,7 @@ import inarch
 from inarch.errors import InarchError
 from inarch.nn.sampling import Sampling
 from inarch.testing import tiny_models
-from inarch.testing.subject import trained
+from inarch.testing.subject import inputs_of, trained
 
 SPECS = {
     "a": inarch.adapter("lora", name="a", rank=2),
@@ -280,3 +280,34 @@ def test_a_model_of_rows_can_t_be_adapted_further(model: Any) -> None:
         with pytest.raises(InarchError) as caught:
             ask()
         assert caught.value.code == "IA513"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_unet_s_rows_are_what_they_are_alone(layout: torch.memory_format) -> None:
+    base = next(iter(tiny_models(families=["stable-diffusion"]))).build(dtype=torch.float64)
+    everywhere = ["attention.*", "resnet.conv", "resnet.shortcut", "conv.in"]
+    targets = {"a": everywhere, "b": ["resnet.conv", "conv.out"], "c": ["attention.query"]}
+    members = [
+        m
+        for name, at in targets.items()
+        for spec in [inarch.adapter("lora", name=name, rank=2 + len(at), targets=at)]
+        for m in trained(base, spec).adapters
+    ]
+    model: Any = base._with(members)
+    rows: list[Any] = ["a", None, ("a", "b"), "b", "a", "c"]
+    generator = torch.Generator().manual_seed(1)
+    found = dict(inputs_of(model))["unet"]
+    inputs = {
+        name: torch.randn((6, *value.shape[1:]), generator=generator, dtype=torch.float64)
+        for name, value in found.items()
+        if name != "timestep"
+    }
+    inputs["timestep"] = torch.tensor([3, 999, 500, 41, 7, 250])
+    inputs["latents"] = inputs["latents"].contiguous(memory_format=layout)
+    with torch.no_grad():
+        got = model.rows(rows).trees["unet"](**inputs)
+        for number, row in enumerate(rows):
+            own = alone(model, (row,) if isinstance(row, str) else row or ())
+            one = {name: value[number : number + 1] for name, value in inputs.items()}
+            expected = own.trees["unet"](**one)[0]
+            torch.testing.assert_close(got[number], expected, rtol=1e-9, atol=1e-9)

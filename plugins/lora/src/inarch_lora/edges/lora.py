@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from inarch.adapters.placement import SUMMED, Placement, Split, shard
 from inarch.errors import InarchError
+from inarch_lora.edges.conv_rows import ConvRows
+from inarch_lora.edges.embedding_rows import EmbeddingRows
 from inarch_lora.edges.joint import JointLoRA
 from inarch_lora.edges.layer import Layer
-from inarch_lora.edges.rows import RowLoRA
+from inarch_lora.edges.rows import LinearRows, RowBank, RowLoRA
 from inarch_lora.edges.site import SiteEdge
 
 
@@ -49,6 +51,7 @@ class LoRAEdge(SiteEdge):
     names = ("lora_A", "lora_B")
     biases = ("bias",)
     from_file = ("dropout", "scaling", "rank")
+    row_bank: ClassVar[type[RowBank]]
     gain: Tensor
     bias: Tensor | None
     lora_B_bias: Tensor | None
@@ -103,6 +106,10 @@ class LoRAEdge(SiteEdge):
     @classmethod
     def joined(cls, modules: Sequence[LoRAEdge]) -> JointLoRA:
         return JointLoRA(modules)
+
+    def on_rows(self, rows: Iterable[int], count: int) -> nn.Module:
+        own = tuple(rows)
+        return super().on_rows(own, count) if self.joins is None else RowLoRA(self, own, count)
 
     def reset_parameters(self) -> None:
         """A as PEFT draws it, everything else zero: the term adds nothing yet."""
@@ -205,12 +212,9 @@ def _add_product(z: Tensor, second: Tensor, plus: Tensor | None, strength: float
 class LinearLoRA(LoRAEdge):
     """Beside a linear layer: A [rank, inputs], B [outputs, rank]."""
 
+    row_bank = LinearRows
     lora_A: Tensor
     lora_B: Tensor
-
-    def on_rows(self, rows: Iterable[int], count: int) -> nn.Module:
-        own = tuple(rows)
-        return super().on_rows(own, count) if self.joins is None else RowLoRA(self, own, count)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         return self.lora_A, self.lora_B
@@ -236,6 +240,7 @@ class EmbeddingLoRA(LoRAEdge):
     """Beside an embedding: A [rank, tokens], B [width, rank]; x are token ids."""
 
     names = ("lora_embedding_A", "lora_embedding_B")
+    row_bank = EmbeddingRows
     lora_embedding_A: Tensor
     lora_embedding_B: Tensor
 
@@ -265,6 +270,7 @@ class ConvLoRA(LoRAEdge):
     As in PEFT, A sees all input channels and B keeps the base's groups.
     """
 
+    row_bank = ConvRows
     lora_A: Tensor
     lora_B: Tensor
 

@@ -1,5 +1,8 @@
 """LoRAs of different rows of one batch: two batched products, whoever is in which row.
 
+What the two are depends on the layer: of a linear layer see `LinearRows`, of a convolution
+`conv_rows`, of an embedding `embedding_rows`.
+
 The matrices of each row's adapters are laid out once, filled up with noughts to the largest rank:
 a slot for each row, or for several with the same adapters. A row meets its slot's matrices and no
 others, so nothing of another's reaches it; a row without any isn't touched.
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +28,7 @@ _Set = tuple["LoRAEdge", ...]
 
 
 class RowLoRA(RowTerm):
-    """A LoRA of a linear layer on some rows, computed with those of others beside the layer."""
+    """A LoRA on some rows, computed with those of others beside the layer."""
 
     edge: LoRAEdge
     joins = "rows"
@@ -48,8 +51,9 @@ class RowBank:
 
     Attributes:
         source: what it was made of.
-        matrices: [slots, rank, inputs] and [slots, rank, outputs], the second with the ratio of
-            each strength to the largest in it; None where nothing acts in any row.
+        form: one of its terms, which says how all of them run.
+        matrices: [slots, rank, inputs, ...] and [slots, rank, outputs], the second with the ratio
+            of each strength to the largest in it; None where nothing acts in any row.
         strength: the largest.
         order: the row in each place of each slot; None where the rows are the places.
         places: the place of each row that has adapters, in the order of `rows`.
@@ -57,28 +61,47 @@ class RowBank:
     """
 
     source: Source
+    form: Any
     matrices: tuple[Tensor, Tensor] | None = None
     strength: float = 0.0
     order: Tensor | None = None
     places: Tensor | None = None
     rows: Tensor | None = None
 
-    def add(self, x: Tensor, plus: Tensor) -> Tensor:
-        """`x` [batch, time, inputs] and `plus` [batch, time, outputs], every row with its terms."""
-        if self.matrices is None:
-            return plus
-        first, second = self.matrices
-        slots, time = first.shape[0], x.shape[1]
-        total = plus
-        if self.order is not None:
-            x, total = x.index_select(0, self.order), plus.index_select(0, self.order)
-        z = torch.bmm(x.reshape(slots, -1, x.shape[2]), first.transpose(1, 2))
-        total = total.reshape(slots, -1, plus.shape[2])
-        total = torch.baddbmm(total, z, second, alpha=self.strength)
-        total = total.view(-1, time, plus.shape[2])
+    @staticmethod
+    def ordered(slots: Sequence[Sequence[int]]) -> list[int]:
+        """The row in each place, from the rows of each slot: a slot's places side by side."""
+        return [row for rows in slots for row in rows]
+
+    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+        """`plus` [batch, ...], every row with its terms of the row of `x` [batch, ...]."""
+        raise NotImplementedError
+
+    def placed(self, x: Tensor) -> Tensor:
+        """The row of each place."""
+        return x if self.order is None else x.index_select(0, self.order)
+
+    def put(self, plus: Tensor, total: Tensor) -> Tensor:
+        """The batch, with what its places hold now."""
         if self.places is not None:
             total = total.index_select(0, self.places)
         return total if self.rows is None else plus.index_copy(0, self.rows, total)
+
+
+class LinearRows(RowBank):
+    """Of linear layers: a slot's places and their times are what its matrices are multiplied by."""
+
+    __slots__ = ()
+
+    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+        first, second = matrices
+        slots, shape = first.shape[0], plus.shape
+        x, plus = (value.reshape(len(value), -1, value.shape[-1]) for value in (x, plus))
+        total = self.placed(plus)
+        z = torch.bmm(self.placed(x).reshape(slots, -1, x.shape[2]), first.transpose(1, 2))
+        placed = total.reshape(slots, -1, plus.shape[2])
+        total = torch.baddbmm(placed, z, second, alpha=self.strength).view(total.shape)
+        return self.put(plus, total).view(shape)
 
 
 class JointRows:
@@ -102,8 +125,7 @@ class JointRows:
             bank = self.bank = renewed(self.bank, terms, self._laid_out)
         if bank is None:
             return self._in_turn(x, plus)
-        flat = [value.reshape(len(value), -1, value.shape[-1]) for value in (x, plus)]
-        return bank.add(*flat).view(plus.shape)
+        return plus if bank.matrices is None else bank.add(x, plus, bank.matrices)
 
     def _in_turn(self, x: Tensor, plus: Tensor) -> Tensor:
         for module in self.modules:
@@ -118,14 +140,14 @@ class JointRows:
         if not copyable([value for term in terms for value in term.pair()], terms):
             return None
         strengths = {term: acting(term) for term in terms}
-        holders, source = self._holders(strengths), Source(terms)
+        holders, source, kind = self._holders(strengths), Source(terms), terms[0].row_bank
         if not holders:
-            return RowBank(source)
+            return kind(source, terms[0])
         most = max((strengths[term] for has in holders for term in has), key=abs)
         slots = list(_slots(holders))
         rank = max(sum(len(term.pair()[0]) for term in has) for has in holders)
         a, b = terms[0].pair()
-        first = a.new_zeros(len(slots), rank, a.shape[1])
+        first = a.new_zeros(len(slots), rank, *a.shape[1:])
         second = b.new_zeros(len(slots), rank, b.shape[0])
         for number, (has, _) in enumerate(slots):
             start = 0
@@ -133,14 +155,15 @@ class JointRows:
                 a, b = term.pair()
                 end = start + len(a)
                 first[number, start:end] = a
-                second[number, start:end] = b.t() * (strengths[term] / most)
+                second[number, start:end] = b.flatten(1).t() * (strengths[term] / most)
                 start = end
-        order = [row for _, rows in slots for row in rows]
+        order = kind.ordered([rows for _, rows in slots])
         place = {row: order.index(row) for row in sorted(set(order))}
         count, device = self.modules[0].count, a.device
         same = order == list(range(count))
-        return RowBank(
+        return kind(
             source,
+            terms[0],
             (first, second),
             most,
             None if same else torch.tensor(order, device=device),
