@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from inarch.adapters import Adapter, Edge, Model, SiteView
 from inarch.plugins import Index
 from inarch.plugins.manifest import AdapterEntry
 from inarch.tree import Chain, Edit, Residual, Seq
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from swapping import saved
 
 WIDTH = 6
 
@@ -75,6 +80,8 @@ class Factor(Edge):
 
 
 class LowRankAdapter(Adapter):
+    by_header = True
+
     class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         rank: int = 2
         targets: tuple[str, ...] = ("mlp.*",)
@@ -149,3 +156,9 @@ def twin_trees() -> Model:
     for tree in trees.values():
         tree.requires_grad_(False).eval()
     return Model(trees, roles={"mlp.up": "right.layers.*.fc", "left": "left.fc"})
+
+
+@pytest.fixture
+def files(base: Model, tmp_path: Path) -> list[Path]:
+    """Three differently trained adapters of rank 2."""
+    return [saved(base, tmp_path / f"{seed}", seed) for seed in range(3)]

@@ -12,38 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from swapping import WEIGHTS, made_of, refusal, saved
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import inarch
 from inarch.adapters import Model
 from inarch.errors import InarchError
-
-WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def files(base: Model, tmp_path: Path) -> list[Path]:
-    """Three differently trained adapters of rank 2."""
-    return [saved(base, tmp_path / f"{seed}", seed) for seed in range(3)]
-
-
-def saved(base: Model, folder: Path, seed: int, **options: Any) -> Path:
-    model = base.adapt(inarch.adapter("lowrank", **options))
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.adapter_parameters("lowrank").values():
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
-    return model.save_adapter("lowrank", folder)
-
-
-def made_of(base: Model, file: Path) -> Model:
-    return base.adapt(inarch.adapter("lowrank", weights=file))
-
-
-def refusal(model: Model, weights: Any, name: str = "lowrank") -> InarchError:
-    with pytest.raises(InarchError) as caught:
-        model.swap(name, weights)
-    return caught.value
 
 
 class Copies(TorchDispatchMode):

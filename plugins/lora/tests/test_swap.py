@@ -298,3 +298,42 @@ def test_a_file_of_another_algorithm_has_no_room_in_a_capacity(
     with pytest.raises(InarchError) as caught:
         llamas[1].adapt(inarch.adapter("lora", weights=file, capacity=8))
     assert (caught.value.code, "loha" in caught.value.why) == ("IA497", True)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"bias": "lora_only"}])
+def test_files_of_equal_headers_are_each_what_a_new_adapter_is(
+    llamas: tuple[Any, Model], ids: Tensor, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    base = llamas[1]
+    files = [
+        saved(base, tmp_path / f"{seed}", seed, rank=rank, alpha=3.0, **options)
+        for seed, rank in enumerate((2, 6, 2, 6))
+    ]
+    model = base.adapt(inarch.adapter("lora", weights=files[0], capacity=6))
+    for file in (*files, *files):
+        model.swap("lora", file)
+        fresh = base.adapt(inarch.adapter("lora", weights=file, capacity=6))
+        assert torch.equal(model(ids), fresh(ids))
+        assert model.digest == fresh.digest
+        assert model.adapters["lora"].scale == 1.0
+    # A bias in a file is the layer's whole one, from which the base's is taken away.
+    known = model.adapters["lora"].slot.patterns
+    assert len(known) == (0 if "bias" in options else 2)
+
+
+def test_a_value_that_decides_something_is_compared_with_the_header(
+    llamas: tuple[Any, Model], ids: Tensor, tmp_path: Path
+) -> None:
+    base = llamas[1]
+    files = []
+    for seed, alpha in enumerate((2.0, 2.0, 4.0)):
+        folder = saved(base, tmp_path / f"{seed}", seed, rank=2, alpha=alpha, format="kohya")
+        files.append(next(folder.glob("*.safetensors")))
+    heads = [file.read_bytes()[:8] for file in files]
+    assert heads[0] == heads[2]
+    model = base.adapt(inarch.adapter("lora", weights=files[0], format="kohya"))
+    for file in (*files, *files):
+        model.swap("lora", file)
+        fresh = base.adapt(inarch.adapter("lora", weights=file, format="kohya"))
+        assert torch.equal(model(ids), fresh(ids))
+    assert len(model.adapters["lora"].slot.patterns) == 2

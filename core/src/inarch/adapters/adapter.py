@@ -186,6 +186,10 @@ class Adapter(ABC):
     conversion: ClassVar[str] = ""
     """What makes a safetensors file of the pickles that its own formats may come as."""
 
+    by_header: ClassVar[bool] = False
+    """Whether what it makes of a file, its edges' buffers included, follows from the file's header,
+    the settings beside it and the tensors it `read`s. Swaps then remember it for the next file."""
+
     def __init__(self, name: str, options: Any) -> None:
         self.name = name
         self.options = options

@@ -72,9 +72,10 @@ class Flat:
         part = torch.from_dlpack(part) if own else part.data  # pyright: ignore[reportPrivateImportUsage]
         return part.view(shape)
 
-    def address(self, key: Key) -> int:
-        """Where in memory a tensor lies that wasn't moved, cast or copied."""
-        return self.whole.data_ptr() + self.spans[key][0] * self.whole.dtype.itemsize
+    def addresses(self) -> list[int]:
+        """Where in memory each tensor lies that wasn't moved, cast or copied."""
+        begin, width = self.whole.data_ptr(), self.whole.dtype.itemsize
+        return [begin + start * width for start, _ in self.spans.values()]
 
 
 Store = dict[str, Any]

@@ -13,6 +13,7 @@ from inarch.tree import Edit
 if TYPE_CHECKING:
     from inarch.adapters.adapter import Adapter
     from inarch.adapters.graft import Draft
+    from inarch.adapters.pattern import Pattern
     from inarch.weights import WeightsHeader
 
 
@@ -55,11 +56,13 @@ class Slot:
         content: what it holds now.
         places: where its parameters are, and its edges' buffers.
         flats: the memory they were given. A copy of a slot has none: they lie by themselves.
+        patterns: what is known of files like those that were put in, the last one's first.
     """
 
     content: Content
     places: Mapping[Key, Place]
     flats: Sequence[Flat] = ()
+    patterns: tuple[Pattern, ...] = ()
 
     @classmethod
     def of(cls, content: Content, edits: Sequence[Edit], flats: Sequence[Flat] = ()) -> Slot:
@@ -67,4 +70,4 @@ class Slot:
         return cls(content, places(edits) | places(edits, of_buffers=True), flats)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "flats": ()}
+        return {**self.__dict__, "flats": (), "patterns": ()}

@@ -21,13 +21,13 @@ from inarch.adapters.graft import Draft, draft_of, installed
 from inarch.adapters.memory import (
     Flat,
     Key,
-    Place,
     Store,
     key_of,
     materialise,
     parameters,
     parts,
 )
+from inarch.adapters.pattern import Buffers, Settings, pattern_of
 from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
 from inarch.plugins.wanted import located
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _OWN = frozenset({*vars(nn.Module()), "strength", "_compiled_call_impl"})
 _WHOLE = frozenset({nn.Parameter, Tensor})
+_PATTERNS = 4
 _NOTHING_THERE = "and the adapter has nothing there"
 _CHAIN = frozenset({"form", "program", "interface", "forward", "ties"})
 
@@ -63,8 +64,8 @@ class Filling:
     content: Content
     slot: Slot
     moves: Sequence[_Move]
-    buffers: Sequence[tuple[Store, str, Tensor]]
-    settings: Sequence[tuple[nn.Module, Mapping[str, Any]]]
+    buffers: Buffers
+    settings: Settings
 
     @property
     def bytes(self) -> int:
@@ -80,13 +81,15 @@ class _Move:
         into: the allocation; None where the tensors lie by themselves.
         values: what it is to hold; None for zeros.
         spots: each tensor that should lie there: its owner's dict, its name, its address.
-        alone: each tensor's own values, where they have to be copied one by one.
+        keys: of those tensors.
+        found: where the values of each lie, for tensors that have to be copied one by one.
     """
 
     into: Tensor | None
     values: Tensor | None
     spots: Sequence[tuple[Store, str, int]]
-    alone: Sequence[Tensor | None]
+    keys: Sequence[Key]
+    found: Mapping[Key, Flat]
 
     def tensors(self) -> list[Any]:
         return [store[name] for store, name, _ in self.spots]
@@ -98,13 +101,19 @@ class _Move:
         ):
             self.into.zero_() if self.values is None else self.into.copy_(self.values)
             return
-        for tensor, value in zip(tensors, self.alone, strict=True):
-            tensor.zero_() if value is None else tensor.copy_(value)
+        for tensor, key in zip(tensors, self.keys, strict=True):
+            flat = self.found.get(key)
+            tensor.zero_() if flat is None else tensor.copy_(flat.view(key))
 
 
 def prepared(model: Model, member: Member, weights: str | Path) -> Filling:
     """See `Model.prepare`."""
     _refuse_fixed(member)
+    for known in member.slot.patterns:
+        like = known.of(model, member, Path(weights))
+        if like is not None:
+            _refuse_disagreement(model, member, like)
+            return _filling(member, like, known.flats(like), known.buffers, known.settings)
     draft = _draft(model, member, weights)
     own, theirs = _by_key(member.edits), _by_key(draft.edits)
     facts = [*_outlines(member, draft), *_missing(own, theirs)]
@@ -112,9 +121,7 @@ def prepared(model: Model, member: Member, weights: str | Path) -> Filling:
         facts += differences(own[key], theirs[key])
     if facts:
         raise _no_swap(member, facts, str(weights))
-    others = [draft if m.name == member.name else m for m in model.adapters]
-    for problem in disagreements(others, installed()):
-        raise problem
+    _refuse_disagreement(model, member, draft)
     flats = materialise(draft.edits, model.sites, draft.header, like=member.slot.flats)
     if draft.header is not None:
         draft.header.close()
@@ -128,8 +135,28 @@ def prepared(model: Model, member: Member, weights: str | Path) -> Filling:
         for old, new in pairs
         if _from_file(old)
     ]
+    new = pattern_of(draft, model, member, flats, buffers, settings)
+    if new is not None:
+        member.slot.patterns = (new, *member.slot.patterns[: _PATTERNS - 1])
+    return _filling(member, draft, flats, buffers, settings)
+
+
+def _filling(
+    member: Member,
+    draft: Draft,
+    flats: Sequence[Flat],
+    buffers: Buffers,
+    settings: Settings,
+) -> Filling:
     moves = list(_moves(member.slot, flats))
     return Filling(Content.of(draft), member.slot, moves, buffers, settings)
+
+
+def _refuse_disagreement(model: Model, member: Member, draft: Draft) -> None:
+    """Refuse settings of tasks that another adapter of the model asks to be different."""
+    others = [draft if m.name == member.name else m for m in model.adapters]
+    for problem in disagreements(others, installed()) if len(others) > 1 else ():
+        raise problem
 
 
 def _moves(slot: Slot, flats: Sequence[Flat]) -> Iterator[_Move]:
@@ -138,17 +165,12 @@ def _moves(slot: Slot, flats: Sequence[Flat]) -> Iterator[_Move]:
     left = dict(slot.places)
     for flat in slot.flats:
         new = next((f for f in flats if f.spans is flat.spans), None)
-        places = {key: left.pop(key) for key in flat.spans}
-        spots = [(place.store, place.name, flat.address(key)) for key, place in places.items()]
-        values = None if new is None else new.whole
-        yield _Move(flat.whole, values, spots, _alone(places, found))
+        places = [left.pop(key) for key in flat.spans]
+        spots = [(p.store, p.name, at) for p, at in zip(places, flat.addresses(), strict=True)]
+        yield _Move(flat.whole, None if new is None else new.whole, spots, list(flat.spans), found)
     if left:
         spots = [(place.store, place.name, 0) for place in left.values()]
-        yield _Move(None, None, spots, _alone(left, found))
-
-
-def _alone(places: Mapping[Key, Place], found: Mapping[Key, Flat]) -> list[Tensor | None]:
-    return [found[key].view(key) if key in found else None for key in places]
+        yield _Move(None, None, spots, list(left), found)
 
 
 @torch.inference_mode(False)  # which would not count what is written

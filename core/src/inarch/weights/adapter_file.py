@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +32,7 @@ class WeightsHeader:
             diffusion_pytorch_model.safetensors, if anything.
         metadata: the file's own strings.
         used: the keys that `read` was asked for.
+        stamp: what tells the file from another that was put in its place.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -40,7 +43,7 @@ class WeightsHeader:
         self.used: set[str] = set()
         # Writers leave any order, and processes with copies of their own must agree on one.
         self._tensors = dict(sorted(header.tensors.items()))
-        self._stamp = _stamp(path)
+        self.stamp = stamp_of(path.stat())
         self._open: dict[str, Any] = {}
 
     def keys(self) -> list[str]:
@@ -75,7 +78,7 @@ class WeightsHeader:
         """
         self.info(key)
         try:
-            if _stamp(self.path) != self._stamp:
+            if stamp_of(self.path.stat()) != self.stamp:
                 raise OSError("its size or the time it was written differs")
             place = str(device)
             if (
@@ -84,23 +87,35 @@ class WeightsHeader:
                 self._open[place] = safe_open(self.path, framework="pt", device=place)
             return self._open[place].get_tensor(key).to(dtype=dtype)
         except (OSError, SafetensorError) as error:
-            gone = not self.path.exists()
-            raise InarchError(
-                "IA201" if gone else "IA202",
-                f"`{self.path.name}` {'is gone' if gone else 'changed'} since its header was read",
-                where=str(self.path),
-                why=str(error).splitlines()[0],
-                remedy="put the file back and adapt again; nothing was changed",
-            ) from error
+            raise self.changed(error) from error
+
+    def changed(self, error: Exception) -> InarchError:
+        """The error for a file that is not what it was when its header was read."""
+        gone = not self.path.exists()
+        return InarchError(
+            "IA201" if gone else "IA202",
+            f"`{self.path.name}` {'is gone' if gone else 'changed'} since its header was read",
+            where=str(self.path),
+            why=str(error).splitlines()[0],
+            remedy="put the file back and adapt again; nothing was changed",
+        )
+
+    def of(self, path: Path, stamp: Stamp) -> Self:
+        """The header of another file, whose header and settings were found to be the same."""
+        twin = copy.copy(self)
+        twin.path, twin.stamp, twin.used, twin._open = path, stamp, set(self.used), {}
+        return twin
 
     def close(self) -> None:
         """Let go of the file; reading on opens it again."""
         self._open.clear()
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+Stamp = tuple[int, int, int]
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
     """What tells a file from another that was put in its place."""
-    status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -111,19 +126,24 @@ def open_adapter(path: str | Path) -> WeightsHeader:
         InarchError: IA201 where nothing is, IA202 for a broken file, IA203 for a pickle, IA204
             where a folder holds no weights or several.
     """
-    path = Path(path)
-    found = adapter_file(path)
-    settings = path / "adapter_config.json"
-    return WeightsHeader(found, read_json(settings) if settings.is_file() else _settings(found))
+    found, settings = adapter_files(Path(path))
+    return WeightsHeader(found, {} if settings is None else read_json(settings))
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """What stands beside a file of a known name."""
-    name = "adapter_config.json" if path.name in ADAPTER_NAMES else ""
-    if path.name.startswith(f"{_MODEL}."):
+def adapter_files(path: Path) -> tuple[Path, Path | None]:
+    """An adapter's file, and its settings: in its folder, or beside a file of a known name.
+
+    Raises:
+        InarchError: IA203 for a pickle, IA204 where a folder holds no weights or several.
+    """
+    file = adapter_file(path)
+    name = "adapter_config.json" if file.name in ADAPTER_NAMES else ""
+    if file.name.startswith(f"{_MODEL}."):
         name = "config.json"
-    beside = path.parent / name
-    return read_json(beside) if name and beside.is_file() else {}
+    for settings in (path / "adapter_config.json", *([file.parent / name] if name else [])):
+        if settings.is_file():
+            return file, settings
+    return file, None
 
 
 def write_adapter(

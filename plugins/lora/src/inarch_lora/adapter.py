@@ -38,6 +38,7 @@ class LoRA(Adapter):
     Options = Options
     options: Options
     for_training = frozenset(Options.__struct_fields__) - FROM_FILE
+    by_header = True
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)
