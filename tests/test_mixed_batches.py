@@ -235,6 +235,10 @@ def test_a_word_is_known_to_the_rows_that_were_taught_it(smollm2: Any) -> None:
         ("ab", "IA513", "one entry"),
         (["a", "nobody"], "IA403", "nobody"),
         ([("a", "a"), None], "IA513", "twice"),
+        ([0, None], "IA513", "row 0"),
+        (["a", ("a", None)], "IA513", "row 1"),
+        ([{"a": 0.5}, None], "IA513", "row 0"),
+        ({"a": 1, "b": 2}, "IA513", "one entry"),
     ],
 )
 def test_what_can_t_be_is_refused(model: Any, adapters: Any, code: str, word: str) -> None:

@@ -191,6 +191,11 @@ def test_what_was_prepared_for_one_adapter_is_not_put_into_another(
     assert refusal(model, model.prepare("a", files[1]), "b").code == "IA498"
 
 
+def test_what_is_no_weights_is_not_swapped_in(base: Model, files: list[Path]) -> None:
+    model = base.adapt(inarch.adapter("lowrank", weights=files[0], name="a"))
+    assert refusal(model, {"weights": files[1]}, "a").code == "IA401"
+
+
 def test_files_that_ask_for_settings_another_adapter_forbids_are_refused(
     base: Model, files: list[Path]
 ) -> None:

@@ -174,7 +174,9 @@ def test_an_answer_gives_what_it_held_back_when_it_ends(tokenizer: Any) -> None:
         ("IA504", "", {}),
         ("IA504", "sea", {"max_new_tokens": 0}),
         ("IA504", "sea", {"temperature": -1.0}),
+        ("IA504", "sea", {"max_new_tokens": 2.5}),
         ("IA504", "sea", {"stop": ""}),
+        ("IA504", "sea", {"stop": ["sky", 7]}),
         ("IA505", 7, {}),
         ("IA505", ["sea", 7], {}),
         ("IA503", [{"content": "no role"}], {}),
@@ -188,6 +190,25 @@ def test_what_can_not_be_generated_is_refused_at_the_call(
     with pytest.raises(InarchError) as caught:
         model.generate(prompt, **options)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("code", "prompts"),
+    [("IA505", [1, 2]), ("IA505", ["sea"]), ("IA505", [[1, 2.5]]), ("IA504", [[1], []])],
+    ids=str,
+)
+def test_ids_that_are_none_are_refused_at_the_call(
+    model: LanguageModel, code: str, prompts: Any
+) -> None:
+    with pytest.raises(InarchError) as caught:
+        model.generate_ids(prompts)
+    assert caught.value.code == code
+
+
+def test_ids_in_a_tensor_are_those_in_lists(model: LanguageModel) -> None:
+    ids = [[1, 2, 3], [3, 2, 1]]
+    told = list(model.generate_ids(torch.tensor(ids), max_new_tokens=3))
+    assert told == list(model.generate_ids(ids, max_new_tokens=3))
 
 
 def test_a_stream_is_refused_at_the_call_too(model: LanguageModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -100,6 +101,12 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
         {"top_p": 1.5},
         {"min_p": 2.0},
         {"repetition_penalty": 0.0},
+        {"temperature": "hot"},
+        {"temperature": math.nan},
+        {"top_k": 2.5},
+        {"top_p": "1"},
+        {"seed": "a"},
+        {"seed": 2**70},
     ],
     ids=str,
 )

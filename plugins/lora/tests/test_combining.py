@@ -234,6 +234,7 @@ def test_terms_without_a_sum_are_refused_with_the_reason(
         ({"a": 0.0}, {}, "IA499"),
         ({"a": float("nan")}, {}, "IA499"),
         ({"a": "1"}, {}, "IA499"),
+        (["a", "b"], {}, "IA499"),
         ({"nobody": 1.0}, {}, "IA403"),
         ({"a": 1.0}, {"name": "b"}, "IA499"),
         ({"a": 1.0}, {"name": "no name"}, "IA116"),

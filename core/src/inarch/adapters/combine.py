@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from inarch.adapters.adapter import Adapter, Part
@@ -33,6 +34,9 @@ def combined(
     `identity_of` says what a part is, for the digest of the sum; the rest is `Model.combine`'s.
     """
     check_adapter_name(name)
+    if not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        why = "each part has its own, by the name of the part"
+        raise refused(f"{weights!r} are no weights", why, 'model.combine({"a": 0.5, "b": 0.5})')
     members = [model.adapters[own] for own in weights]
     _check(model, members, weights, name, rank)
     first, listed = members[0], installed()
@@ -43,7 +47,8 @@ def combined(
     ]
     edits = tuple(adapter.combine(summands, model.sites, rank))
     flats = housed(edits, model.sites)
-    made = {"sum": {m.name: [weights[m.name], identity_of(m)] for m in members}, "rank": rank}
+    shares = {m.name: [float(weights[m.name]), identity_of(m)] for m in members}
+    made = {"sum": shares, "rank": rank}
     content = Content(adapter, None, first.kind, None, {}, "", made)
     gone = set(weights)
     after = [a for m in members for a in m.after if a not in gone]
@@ -89,7 +94,8 @@ def _check(
     if not members:
         raise refused("nothing is named to be combined", "", 'model.combine({"a": 0.5, "b": 0.5})')
     if wrong is not None:
-        raise refused(f"the weight of `{wrong}` is {weights[wrong]!r}", "a number", "0.5")
+        why = "a weight is a number, and finite"
+        raise refused(f"the weight of `{wrong}` is {weights[wrong]!r}", why, "0.5")
     if rank is not None and (type(rank) is not int or rank < 1):
         raise refused(f"a sum has no rank {rank!r}", "a rank is an integer, at least 1", "rank=8")
     if name in others:
@@ -107,7 +113,7 @@ def _check(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return type(value) is not bool and isinstance(value, Real) and isfinite(value)
 
 
 def refused(what: str, why: str, remedy: str, where: str = "") -> InarchError:

@@ -113,7 +113,7 @@ def _refuse_unmergeable(member: Member, edit: Edit) -> None:
     edge = edit.step
     own = isinstance(edge, Edge) and type(edge).merge is not Edge.merge
     if not isinstance(edge, Edge) or not edge.mergeable or not (own or edit.kind == "add"):
-        why = f"its {edit.kind} there is no change of a weight"
+        why = f"what it does there (`{edit.kind}`) is no change of a weight"
         raise _unmergeable(member, why, edit.address)
 
 

@@ -178,17 +178,17 @@ class Model(Foundation):
             weights: what `prepare` takes, or what it gave.
 
         Raises:
-            InarchError: IA108 for a model that lies over several processes, IA498 where the file
-                would make another structure than the adapter has, or it is merged here; 2xx and
-                4xx as `adapt` has them for the file. Nothing was changed.
+            InarchError: IA108 for a model that lies over several processes, IA401 for what is no
+                weights, IA498 where the file would make another structure than the adapter has,
+                or it is merged here; 2xx and 4xx as `adapt` has them for the file. Nothing was
+                changed.
         """
-        from inarch.adapters.swap import prepared, put_in
+        from inarch.adapters.swap import Filling, prepared, put_in
 
         self._refuse_shared()
         member = self.adapters[name]
-        if isinstance(weights, str | Path):
-            weights = prepared(self, member, weights)
-        put_in(weights, member)
+        ready = isinstance(weights, Filling)
+        put_in(weights if ready else prepared(self, member, weights), member)
 
     def combine(
         self, weights: Mapping[str, float], *, name: str = "mix", rank: int | None = None

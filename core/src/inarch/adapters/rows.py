@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -25,6 +25,7 @@ Row = str | None | Sequence[str]
 """What one row of a batch has: an adapter's name, None for the base, or several names."""
 Rows = tuple[tuple[str, ...], ...]
 SomeModel = TypeVar("SomeModel", bound="Model")
+_REMEDY = 'adapters=["a", None, ("a", "b")]'
 
 
 def rows_of(model: Model, adapters: Sequence[Row], count: int | None = None) -> Rows:
@@ -41,13 +42,14 @@ def rows_of(model: Model, adapters: Sequence[Row], count: int | None = None) -> 
     """
     if model.row_adapters is not None:
         raise of_rows()
-    if isinstance(adapters, str) or (count is not None and len(adapters) != count):
-        found = f"{adapters!r}" if isinstance(adapters, str) else f"{len(adapters)}"
+    listed = _is_list(adapters)
+    if not listed or (len(adapters) == 0 if count is None else len(adapters) != count):
+        found = len(adapters) if listed else repr(adapters)
+        many = "a batch" if count is None else f"{count} prompt{'s' if count > 1 else ''}"
         raise _refused(
-            f"the adapters of {'a batch' if count is None else f'{count} prompts'} are one entry "
-            f"each, not {found}",
+            f"the adapters of {many} are one entry for each row, not {found}",
             "an entry is a name, None for the base, or several names",
-            'adapters=["a", None, ("a", "b")]',
+            _REMEDY,
         )
     merged = [member.name for member in model.adapters if member.merged]
     if merged:
@@ -59,14 +61,21 @@ def rows_of(model: Model, adapters: Sequence[Row], count: int | None = None) -> 
     return tuple(_row(model, entry, number) for number, entry in enumerate(adapters))
 
 
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def _row(model: Model, entry: Row, number: int) -> tuple[str, ...]:
-    names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-    if len({*names}) < len(names):
-        raise _refused(
-            f"`{entry!r}` can't be what row {number} has",
-            "it names an adapter twice",
-            'adapters=["a", None, ("a", "b")]',
-        )
+    names: tuple[Any, ...] = ()
+    if entry is not None:
+        names = tuple(entry) if _is_list(entry) else (entry,)
+    why = ""
+    if not all(isinstance(name, str) for name in names):
+        why = "an entry is a name, None for the base, or several names"
+    elif len({*names}) < len(names):
+        why = "it names an adapter twice"
+    if why:
+        raise _refused(f"`{entry!r}` can't be what row {number} has", why, _REMEDY)
     for name in names:
         model.adapters[name]
     return tuple(name for name in model.order.names if name in names)

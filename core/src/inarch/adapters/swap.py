@@ -108,6 +108,14 @@ class _Move:
 
 def prepared(model: Model, member: Member, weights: str | Path) -> Filling:
     """See `Model.prepare`."""
+    if not isinstance(weights, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InarchError(
+            "IA401",
+            f"a {type(weights).__name__} is no weights for an adapter",
+            where=f"adapter `{member.name}`",
+            why="they are a file, a folder, the id of trained weights, or what `prepare` gave",
+            remedy=f'model.swap("{member.name}", "other.safetensors")',
+        )
     _refuse_fixed(member)
     for known in member.slot.patterns:
         like = known.of(model, member, Path(weights))
@@ -326,7 +334,7 @@ def _no_swap(member: Member, facts: Sequence[str], weights: str) -> InarchError:
     remedy = f'make another model: model.without("{member.name}").adapt(...)'
     if member.merged:
         remedy = "swap it in the model that was merged, and merge that again"
-    elif getattr(options, "capacity", 0) is None:
+    elif getattr(options, "capacity", 0) is None and not any("absent" in f for f in facts):
         remedy = f"make it with room for both: {room}capacity=64)"
     elif hasattr(options, "covers") and any(_NOTHING_THERE in fact for fact in facts):
         remedy = f"make it with room for both: {room}capacity={options.capacity}, covers=[...])"

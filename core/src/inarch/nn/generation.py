@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from inarch.errors import InarchError
 from inarch.nn.attention import causal_mask, positions_of
 from inarch.nn.decoder import CompiledStep, Places, borrow, give_back
 from inarch.nn.sampling import Sampling
 from inarch.tree import Chain
 
 _SMALLEST = 128
+
+
+def ids_of(prompts: Iterable[Iterable[int]]) -> list[list[int]]:
+    """Prompts as lists of token ids.
+
+    Raises:
+        InarchError: IA505 for what is no list of them.
+    """
+    try:
+        rows = [[operator.index(token) for token in prompt] for prompt in prompts]
+    except (TypeError, ValueError):
+        raise InarchError(
+            "IA505",
+            "prompts are lists of token ids, one list each",
+            where="prompts",
+            why=f"these are {reprlib.repr(prompts)}",
+            remedy="generate_ids([[1, 2, 3], [4, 5]])",
+        ) from None
+    if not all(rows) or not rows:
+        raise InarchError(
+            "IA504",
+            "a prompt is empty" if rows else "there is no prompt",
+            why="there is no token to begin with, and this tokenizer adds none",
+            remedy="give at least one word",
+        )
+    return rows
 
 
 class Generation:

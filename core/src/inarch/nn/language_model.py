@@ -17,7 +17,7 @@ from inarch.nn.answer import Answer
 from inarch.nn.attention import causal_mask, positions_of
 from inarch.nn.capture import captured_addresses, capturing
 from inarch.nn.decoder import BEGINS, Places
-from inarch.nn.generation import Generation
+from inarch.nn.generation import Generation, ids_of
 from inarch.nn.mixed import Batch, batches, in_order
 from inarch.nn.sampling import Sampling
 from inarch.nn.tokenizer import Messages, Tokenizer
@@ -172,9 +172,7 @@ class LanguageModel(Model):
         models = dict(sorted((i, part.model) for part in parts for i in part.numbers)).values()
         tokenizers = [model._tokenizer() for model in models]
         ids = [_encoded(own, one) for own, one in zip(tokenizers, prompts, strict=True)]
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if "" in stops:
-            raise InarchError("IA504", "a stop text is empty", where="stop", remedy="leave it out")
+        stops = _stop_texts(stop)
         if stream and many:
             raise InarchError(
                 "IA506",
@@ -182,7 +180,7 @@ class LanguageModel(Model):
                 why=f"{len(prompts)} were given",
                 remedy="stream each on its own, or leave stream out",
             )
-        steps = _run(parts, ids, max_new_tokens, sampling, self.stop_ids, compile=compile)
+        steps = _run(parts, ids_of(ids), max_new_tokens, sampling, self.stop_ids, compile=compile)
         answers = [Answer(tokenizer, self.stop_ids, stops) for tokenizer in tokenizers]
         if stream:
             return _streamed(steps, answers[0])
@@ -212,14 +210,16 @@ class LanguageModel(Model):
                 alone, in either case and with a seed too, from which each row draws for itself.
 
         Raises:
-            InarchError: IA504 where there is nothing to begin with or nothing to generate; IA512,
-                with the second token, where the step can't be compiled; IA403 for an adapter that
-                the model doesn't have, IA513 for other faults of `adapters`.
+            InarchError: IA504 where there is nothing to begin with or nothing to generate, IA505
+                for prompts that are no lists of token ids; IA512, with the second token, where the
+                step can't be compiled; IA403 for an adapter that the model doesn't have, IA513 for
+                other faults of `adapters`.
         """
-        parts = self._batches(adapters, len(prompts), compile)
+        rows = ids_of(prompts)
+        parts = self._batches(adapters, len(rows), compile)
         stops = self.stop_ids if stop is None else stop
         chosen = sampling or Sampling()
-        return _run(parts, prompts, max_new_tokens, chosen, stops, compile=compile)
+        return _run(parts, rows, max_new_tokens, chosen, stops, compile=compile)
 
     def _batches(
         self, adapters: Sequence[Row] | None, count: int, compile: bool
@@ -242,19 +242,12 @@ class LanguageModel(Model):
         apart: bool,
     ) -> Iterator[list[int | None]]:
         """The steps of one batch: see `generate_ids` and `Generation.steps`."""
-        if max_new_tokens < 1:
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InarchError(
                 "IA504",
-                f"max_new_tokens must be at least 1, not {max_new_tokens}",
+                f"max_new_tokens must be an integer, at least 1, not {max_new_tokens!r}",
                 where="max_new_tokens",
                 remedy="max_new_tokens=64",
-            )
-        if not all(prompts) or not prompts:
-            raise InarchError(
-                "IA504",
-                "a prompt is empty",
-                why="there is no token to begin with, and this tokenizer adds none",
-                remedy="give at least one word",
             )
         attention = tuple(site.address for site in self.sites.find(["attention.attend"]))
         generation = Generation(
@@ -350,6 +343,19 @@ def _is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
         return False
     return not prompt or not isinstance(prompt[0], Mapping)
+
+
+def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops: tuple[Any, ...] = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for one in stops:
+        if not one or not isinstance(one, str):
+            raise InarchError(
+                "IA504",
+                "a stop text is empty" if one == "" else f"a stop text is text, not {one!r}",
+                where="stop",
+                remedy="leave it out" if one == "" else 'stop=["\\n"], or generate_ids(stop={2})',
+            )
+    return stops
 
 
 def _encoded(tokenizer: Tokenizer, prompt: Any) -> list[int]:

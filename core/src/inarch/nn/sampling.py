@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import numbers
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inarch.errors import InarchError
+
+_LEAST = sys.float_info.min
+
+
+def _is(value: Any, least: float, most: float = sys.float_info.max, *, whole: bool = False) -> bool:
+    """Whether a value is a number, or an integer, from `least` to `most`."""
+    kind: Any = numbers.Integral if whole else numbers.Real
+    return isinstance(value, kind) and type(value) is not bool and least <= value <= most
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +47,26 @@ class Sampling:
 
     def __post_init__(self) -> None:
         ranges = (
-            ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
-            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("temperature", _is(self.temperature, 0), "a number, at least 0"),
+            ("top_k", self.top_k is None or _is(self.top_k, 1, whole=True), "an integer, above 0"),
+            ("top_p", self.top_p is None or _is(self.top_p, _LEAST, 1), "above 0, up to 1"),
+            ("min_p", self.min_p is None or _is(self.min_p, 0, 1), "from 0 to 1"),
             (
                 "repetition_penalty",
-                self.repetition_penalty is None or self.repetition_penalty > 0,
-                "above 0",
+                self.repetition_penalty is None or _is(self.repetition_penalty, _LEAST),
+                "a number above 0",
+            ),
+            (
+                "seed",
+                self.seed is None or _is(self.seed, -(2**63), 2**64 - 1, whole=True),
+                "an integer of 64 bits",
             ),
         )
         for name, fine, wanted in ranges:
             if not fine:
                 raise InarchError(
                     "IA504",
-                    f"{name} must be {wanted}, not {getattr(self, name)}",
+                    f"{name} must be {wanted}, not {getattr(self, name)!r}",
                     where=name,
                     remedy=f"leave {name} out for what is usual",
                 )
