@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 import inarch
 from inarch.testing import tiny_models
+from inarch.testing.compiling import counting_compiler
 from inarch.testing.subject import trained
 
 SPECS = {
@@ -29,14 +29,8 @@ PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [4, 3, 2]]
 
 @pytest.fixture
 def counter() -> Iterator[CompileCounter]:
-    torch._dynamo.reset()
-    counters.clear()
-    counter = CompileCounter()
-    before = torch.compiler.get_default_backend()
-    torch.compiler.set_default_backend(counter)
-    yield counter
-    torch.compiler.set_default_backend(before)
-    torch._dynamo.reset()
+    with counting_compiler() as counter:
+        yield counter
 
 
 def rows(model: Any, **options: Any) -> list[list[int | None]]:

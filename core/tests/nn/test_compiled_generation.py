@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 
 from inarch.errors import InarchError
 from inarch.nn import LanguageModel, Sampling
+from inarch.testing.compiling import counting_compiler
 from inarch.tree import Chain, Edit
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
@@ -24,14 +25,8 @@ PROMPT = [5, 6, 7, 8, 9, 10, 11]
 @pytest.fixture(autouse=True)
 def counter() -> Iterator[CompileCounter]:
     """The compiler of these tests, which counts and runs the graphs as they are."""
-    torch._dynamo.reset()
-    counters.clear()
-    counter = CompileCounter()
-    before = torch.compiler.get_default_backend()
-    torch.compiler.set_default_backend(counter)
-    yield counter
-    torch.compiler.set_default_backend(before)
-    torch._dynamo.reset()
+    with counting_compiler() as counter:
+        yield counter
 
 
 def rows(

@@ -234,3 +234,26 @@ def test_an_image_that_says_nothing_is_refused(
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     assert run(folder, "--again", tmp_path / "plain.png") == 1
     assert "IA553" in capsys.readouterr().err
+
+
+def test_a_model_is_packed_and_laid_out_as_the_options_say(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    load = inarch.loading.load
+
+    def noted(*args: Any, **options: Any) -> Any:
+        loaded.append(load(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(inarch.loading, "load", noted)
+    given = (folder, "--prompt", "a boat", *FAST, "--seed", 2)
+    assert run(*given, "--out", tmp_path / "plain.png") == 0
+    assert run(*given, "--packed", "--channels-last", "--out", tmp_path / "fast.png") == 0
+    for model, fast in zip(loaded, (False, True), strict=True):
+        unet = model.trees["unet"]
+        assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) is fast
+        attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+        assert ("self.qkv(" in attention.source) is fast
+    pairs = zip(pixels(tmp_path / "plain.png"), pixels(tmp_path / "fast.png"), strict=True)
+    assert max(abs(a - b) for a, b in pairs) <= 1

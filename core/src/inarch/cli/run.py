@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from inarch.cli.loading import loading_options
 from inarch.cli.output import Output, json_option
 from inarch.errors import InarchError
 
@@ -84,8 +85,8 @@ def _family(name: str) -> ModelEntry | None:
 @click.option("--min-p", type=click.FloatRange(0.0, 1.0))
 @click.option("--repetition-penalty", type=click.FloatRange(0.0, min_open=True))
 @click.option("--seed", type=int, help="Draw the same tokens again.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", help="Such as bfloat16; the file's own by default.")
+@click.option("--compile", is_flag=True, help="Compile the step of a token, for long texts.")
+@loading_options
 @json_option
 def run(
     model: str,
@@ -96,6 +97,7 @@ def run(
     temperature: float,
     device: str,
     dtype: str | None,
+    packed: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -107,7 +109,7 @@ def run(
 
     \b
     inarch run smollm2 --message "Describe the sea." --greedy
-    inarch run smollm2 --with pirate --with terse_json=0.8 --message "Describe the sea."
+    inarch run smollm2 --with pirate --with terse_json=0.8 --message "The sea?"
     """
     if (prompt is None) == (message is None):
         raise click.UsageError("Give either --prompt or --message.")
@@ -118,7 +120,8 @@ def run(
 
     started = time.perf_counter()
     with joined(device) as processes:
-        adapted = _opened(model, extra, processes.device if processes else device, dtype)
+        place = processes.device if processes else device
+        adapted = _opened(model, extra, device=place, dtype=dtype, packed=packed)
         if processes:
             from inarch.distribute import shard
 
@@ -144,11 +147,11 @@ def run(
     Output(True, "run").envelope(data)
 
 
-def _opened(model: str, extra: tuple[str, ...], device: str, dtype: str | None) -> Any:
+def _opened(model: str, extra: tuple[str, ...], **how: Any) -> Any:
     """The adapted model of a command, which must be one that generates text."""
     from inarch.cli.target import opened
 
-    adapted = opened(model, extra, device=device, dtype=dtype)[1]
+    adapted = opened(model, extra, **how)[1]
     if not hasattr(adapted, "generate"):
         raise InarchError(
             "IA704",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def opened(
-    name: str, extra: Iterable[str] = (), *, device: str = "cpu", dtype: str | None = None
+    name: str,
+    extra: Iterable[str] = (),
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    packed: bool = False,
+    channels_last: bool = False,
 ) -> tuple[Model, Model]:
     """The base and the adapted model of a checkpoint, or of a stack file, with `extra` adapters.
 
@@ -23,25 +30,25 @@ def opened(
         name: what `inarch.load` takes, a stack file, a plan that `inarch plan -o` wrote, or a PNG
             that `inarch run` wrote.
         extra: `pirate`, or with a scale `pirate=0.5`.
-        device: as torch names it.
-        dtype: of the weights.
+        device, dtype, packed, channels_last: as `inarch.load` takes them.
 
     Raises:
         InarchError: IA703 for a stack that names no model or an id that has no weights, IA802 for
             a plan that is stale.
     """
-    from inarch.loading import load
+    from inarch.loading import load as loaded
 
+    load = partial(loaded, device=device, dtype=dtype, packed=packed, channels_last=channels_last)
     if name.endswith(".json"):
         from inarch.resolve.plan import Plan, read_plan
 
         plan: Plan = read_plan(Path(name))
-        base = load(plan.model.source, device=device, dtype=dtype)
+        base = load(plan.model.source)
         adapted = plan.apply(base)
         more = [_spec(text) for text in extra]
         return base, adapted.adapt(*more) if more else adapted
     source, specs = wanted(name, extra)
-    base = load(source, device=device, dtype=dtype)
+    base = load(source)
     return base, base.adapt(*specs) if specs else base
 
 

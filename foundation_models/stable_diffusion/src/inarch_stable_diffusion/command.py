@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from inarch.cli.loading import loading_options
 from inarch.cli.output import Output, json_option
 from inarch.errors import InarchError
 from inarch_stable_diffusion import record
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
     "--again", type=click.Path(path_type=Path), help="Make the image of this PNG again, with MODEL."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The image's file; a PNG says how.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", help="Such as float16; the file's own by default.")
+@loading_options
+@click.option("--channels-last", is_flag=True, help="Lay out convolutions for tensor cores.")
 @json_option
 def run(
     model: str,
@@ -60,6 +61,8 @@ def run(
     out: Path | None,
     device: str,
     dtype: str | None,
+    packed: bool,
+    channels_last: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -85,7 +88,8 @@ def run(
     columns = _seeds(seed, seeds, told.get("seeds", told.get("seed")))
     out = out or Path(f"{again.stem}-again.png" if again is not None else "image.png")
     started = time.perf_counter()
-    _, adapted = opened(model, extra, device=device, dtype=dtype)
+    how = {"packed": packed, "channels_last": channels_last}
+    _, adapted = opened(model, extra, device=device, dtype=dtype, **how)
     output = Output(as_json, "run")
     for fact in record.changed(recorded, adapted):
         output.note(f"note: {fact}")
