@@ -113,7 +113,7 @@ class Together(LowRank):
         return self.a.out_features
 
     @classmethod
-    def joined(cls, modules):
+    def joined(cls, modules, onto):
         def call(x, *, plus):
             return plus + sum(module(x) for module in modules)
 

@@ -63,7 +63,7 @@ def inputs(*shape: int) -> Tensor:
 
 
 def test_the_source_says_which_run_together() -> None:
-    assert "fc0 = self.fc0__a__ab__b__lora(x, plus=fc0)" in stacked().tree.source
+    assert "fc0 = self.fc0__a__ab__b__lora_(x, plus=fc0)" in stacked().tree.source
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -114,7 +114,7 @@ def test_every_kind_of_layer(layered: Any) -> None:
     layer = model.tree.get_submodule("layer")(x)
     expected = layer + sum(model.tree.get_submodule(f"layer__{name}")(x) for name in "abc")
     with torch.no_grad():
-        got = model.tree.__dict__["layer__a__b__c"](x, plus=layer)
+        got = model.tree.__dict__["layer__a__b__c_"](x, plus=layer)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -154,7 +154,7 @@ def test_the_joint_term_is_the_sum_of_the_equations(ranks: list[int], data: st.D
                 parameter.normal_()
         term.rescale(data.draw(strength))
         terms.append(term)
-    joint = LinearLoRA.joined(terms)
+    joint = LinearLoRA.joined(terms, None)
     x, plus = torch.randn(2, 4).double(), torch.randn(2, 3).double()
     for _ in range(2):
         expected = plus + sum(t.strength * t.scaling * x @ t.lora_A.T @ t.lora_B.T for t in terms)
@@ -282,7 +282,7 @@ def test_a_copy_keeps_nothing_of_its_original(how: str) -> None:
         for parameter in tree.parameters():
             parameter.zero_()
         assert torch.equal(again(x), expected)
-        assert again.__dict__["fc0__a__ab__b__lora"].terms[0] is again.get_submodule("fc0__a")
+        assert again.__dict__["fc0__a__ab__b__lora_"].terms[0] is again.get_submodule("fc0__a")
 
 
 def test_the_meta_device_computes_shapes() -> None:

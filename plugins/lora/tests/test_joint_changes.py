@@ -78,7 +78,7 @@ def test_adapters_made_in_inference_mode_run_together_and_can_be_trained() -> No
     with torch.inference_mode():
         model = stacked(base=base)
         model.tree(inputs())
-        assert model.tree.__dict__["fc0__a__ab__b__lora"].bank is not None
+        assert model.tree.__dict__["fc0__a__ab__b__lora_"].bank is not None
     model.adapters["a"].trainable = True
     model.tree(inputs()).sum().backward()
     assert all(p.grad is not None for p in model.adapter_parameters("a").values())
@@ -141,7 +141,7 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, wor
 model, x = stacked(), inputs()
 with torch.no_grad():
     model.tree(x)
-    assert model.tree.__dict__["fc0__a__ab__b__lora"].bank is not None
+    assert model.tree.__dict__["fc0__a__ab__b__lora_"].bank is not None
     fully_shard(model.tree, reshard_after_forward=True)
     model.tree(x)
     for parameter in model.tree.parameters():

@@ -17,7 +17,7 @@ from inarch.adapters import Model
 from inarch.tree import Chain
 from inarch_lora.edges import ConvLoRA, EmbeddingLoRA, LinearLoRA
 
-_VIEWS = ("view", "_unsafe_view", "t", "transpose", "reshape", "alias", "expand", "detach")
+_VIEWS = ("view", "_unsafe_view", "t", "transpose", "alias", "expand", "detach", "unsqueeze")
 
 
 class Operations(TorchDispatchMode):

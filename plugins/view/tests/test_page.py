@@ -51,11 +51,11 @@ def test_a_click_on_a_chain_shows_its_source_before_and_after(opened: Any, shots
     assert "model.layers.{0-3}.mlp" in text
     assert "- return self.down_proj(x)" in " ".join(text.split())
     plus = [one.text for one in opened.find_elements(By.CSS_SELECTOR, "pre .plus")]
-    assert any("self.up_proj__pirate__terse(x, plus=up_proj)" in line for line in plus)
+    assert any("self.up_proj__pirate__terse_(x, plus=up_proj)" in line for line in plus)
     named = opened.find_elements(By.CSS_SELECTOR, "pre .plus b")
-    assert {"up_proj__pirate", "__terse"} <= {owner.text for owner in named}
+    assert {"up_proj__pirate", "__terse_"} <= {owner.text for owner in named}
     for owner in named:
-        name = owner.text.rpartition("__")[2]
+        name = owner.text.rpartition("__")[2].removesuffix("_")
         button = opened.find_element(By.CSS_SELECTOR, f"button[data-adapter={name}]")
         assert owner.value_of_css_property("color") == button.value_of_css_property("color")
     opened.save_screenshot(str(shots / "source.png"))

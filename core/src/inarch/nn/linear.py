@@ -12,6 +12,8 @@ class TransposedLinear(nn.Module):
     Source: `Conv1D` of transformers' GPT-2.
     """
 
+    gives_new = True
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inputs, outputs))

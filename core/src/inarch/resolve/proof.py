@@ -178,12 +178,12 @@ class _Trace:
 
 
 def _traced(tree: Chain, example: Example, given: Mapping[str, Any], alive: Alive) -> _Trace:
-    """One forward: the second where terms are joined, since the first makes what they keep."""
+    """One forward: the second where several terms are one, since the first makes what they keep."""
     takes = [given[name] for name in tree.interface.takes]
     needs = {name: given[name] for name in tree.form.needs}
     making, counter = Operations(alive), Operations(alive)
     with torch.no_grad():
-        if any(chain.form.joints for _, chain in chains(tree)):
+        if any(len(j.terms) > 1 for _, chain in chains(tree) for j in chain.form.joints):
             with making:
                 tree(*takes, **needs)
         with counter:

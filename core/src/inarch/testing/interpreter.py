@@ -118,7 +118,7 @@ def joins(one: Any, other: Any, chain: Chain) -> bool:
 
 def together(terms: list[Any], x: Values, total: Values, chain: Chain) -> Values:
     modules: list[Any] = [chain.module_at(term.step.name) for term in terms]
-    return (type(modules[0]).joined(modules)(*x, plus=total[0]),)
+    return (type(modules[0]).joined(modules, None)(*x, plus=total[0]),)
 
 
 def takes_the_sum(step: Any, chain: Chain) -> bool:

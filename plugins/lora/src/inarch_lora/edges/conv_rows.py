@@ -27,14 +27,17 @@ class ConvRows(RowBank):
         """The first place of every slot, then the second of every slot."""
         return [row for rows in zip(*slots, strict=True) for row in rows]
 
-    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor], write: bool) -> Tensor:
         if plus.is_contiguous():
-            return self.put(plus, self._channels_first(self.placed(x), self.placed(plus), matrices))
+            total = self._channels_first(self.placed(x), self.placed(plus), matrices, write)
+            return self.put(plus, total, write)
         x, plus = x.movedim(1, -1), plus.movedim(1, -1)
-        total = self._channels_last(self.placed(x), self.placed(plus), matrices)
-        return self.put(plus, total).movedim(-1, 1)
+        total = self._channels_last(self.placed(x), self.placed(plus), matrices, write)
+        return self.put(plus, total, write).movedim(-1, 1)
 
-    def _channels_first(self, x: Tensor, total: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+    def _channels_first(
+        self, x: Tensor, total: Tensor, matrices: tuple[Tensor, Tensor], write: bool
+    ) -> Tensor:
         """[places, channels, *size], all three of them."""
         first, second = matrices
         slots, places = len(first), len(x)
@@ -46,9 +49,13 @@ class ConvRows(RowBank):
                 side_by_side, first.flatten(0, 1), groups=slots, **self.form.geometry
             ).reshape(places, first.shape[1], -1)
         b = _each(second, places).transpose(1, 2)
-        return torch.baddbmm(total.flatten(2), b, z, alpha=self.strength).view(total.shape)
+        flat = total.flatten(2)
+        out = self.target(flat, z, second, write)
+        return torch.baddbmm(flat, b, z, alpha=self.strength, out=out).view(total.shape)
 
-    def _channels_last(self, x: Tensor, total: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+    def _channels_last(
+        self, x: Tensor, total: Tensor, matrices: tuple[Tensor, Tensor], write: bool
+    ) -> Tensor:
         """[places, *size, channels], all three of them."""
         first, second = matrices
         slots, places = len(first), len(x)
@@ -63,7 +70,9 @@ class ConvRows(RowBank):
             ]
             z = torch.stack(own, 1).flatten(0, 1).flatten(2).transpose(1, 2)
         b = _each(second, places)
-        return torch.baddbmm(total.flatten(1, -2), z, b, alpha=self.strength).view(total.shape)
+        flat = total.flatten(1, -2)
+        out = self.target(flat, z, second, write)
+        return torch.baddbmm(flat, z, b, alpha=self.strength, out=out).view(total.shape)
 
     def _of_one_pixel(self, first: Tensor) -> bool:
         """Whether A sees each pixel alone, and every one."""

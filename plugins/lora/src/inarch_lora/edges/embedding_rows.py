@@ -16,12 +16,13 @@ class EmbeddingRows(RowBank):
 
     __slots__ = ()
 
-    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor], write: bool) -> Tensor:
         first, second = matrices
         slots, rank = first.shape[:2]
         total = self.placed(plus)
         ids = self.placed(x).reshape(slots, 1, -1).long()
         z = first.gather(2, ids.expand(-1, rank, -1))  # [slots, rank, ids]
         flat = total.reshape(slots, -1, plus.shape[-1])
-        flat = torch.baddbmm(flat, z.transpose(1, 2), second, alpha=self.strength)
-        return self.put(plus, flat.view(total.shape))
+        out = self.target(flat, z, second, write)
+        flat = torch.baddbmm(flat, z.transpose(1, 2), second, alpha=self.strength, out=out)
+        return self.put(plus, flat.view(total.shape), write)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from inarch.tree.joint import writable
+
 if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
 
@@ -55,10 +57,10 @@ def _seen(term: LoRAEdge) -> tuple[tuple[str, Tensor, int, int], ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bank:
-    """What several terms add is `strength * second(first(x))`; nothing where `pair` is None."""
+    """What several terms add: `strength * B(A(x))`, of `operands`; nothing where there are none."""
 
     source: Source
-    pair: tuple[Tensor, Tensor] | None = None
+    operands: tuple[Tensor, ...] | None = None
     strength: float = 0.0
 
     @classmethod
@@ -83,7 +85,7 @@ class Bank:
         second = _joined([b if s == most else b * (s / most) for (_, b), s in live], 1)
         if type(first) not in (Tensor, nn.Parameter):  # it is traced, or counted without data
             return None
-        return cls(Source(terms), (first, second), most)
+        return cls(Source(terms), terms[0].operands(first, second), most)
 
 
 def _joined(values: Sequence[Tensor], dim: int) -> Tensor:
@@ -108,10 +110,12 @@ class JointLoRA:
 
     Args:
         terms: of one class, beside one layer.
+        onto: the layer whose output the sum so far is, or None.
     """
 
-    def __init__(self, terms: Sequence[LoRAEdge]) -> None:
+    def __init__(self, terms: Sequence[LoRAEdge], onto: nn.Module | None) -> None:
         self.terms = tuple(terms)
+        self.onto = onto
         self.bank: Bank | None = None
 
     def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
@@ -124,11 +128,10 @@ class JointLoRA:
             bank = self.bank = renewed(self.bank, self.terms, lambda: Bank.of(self.terms))
         if bank is None or plus is None:
             return self._in_turn(x, plus)
-        if bank.pair is None:
+        if bank.operands is None:
             return plus
-        first, second = bank.pair
-        form = self.terms[0]
-        return form.up(form.down(x, first), second, plus, bank.strength)
+        write = writable(plus, self.onto, x)
+        return self.terms[0].add(x, bank.operands, plus, bank.strength, write)
 
     def _in_turn(self, x: Tensor, plus: Tensor | None) -> Tensor:
         first, *rest = self.terms
@@ -178,6 +181,11 @@ def copyable(parameters: Sequence[Tensor], terms: Sequence[LoRAEdge]) -> bool:
         and len({(value.dtype, value.device) for value in parameters}) == 1
         and all(math.isfinite(acting(term)) for term in terms)
     )
+
+
+def target(plus: Tensor, z: Tensor, second: Tensor, write: bool) -> Tensor | None:
+    """Where a sum goes that may be written into `plus`: autocast casts nothing that is."""
+    return plus if write and plus.dtype == z.dtype == second.dtype else None
 
 
 def acting(term: LoRAEdge) -> float:

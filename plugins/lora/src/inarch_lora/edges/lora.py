@@ -21,8 +21,9 @@ from inarch.adapters.placement import SUMMED, Placement, Split, shard
 from inarch.errors import InarchError
 from inarch_lora.edges.conv_rows import ConvRows
 from inarch_lora.edges.embedding_rows import EmbeddingRows
-from inarch_lora.edges.joint import JointLoRA
+from inarch_lora.edges.joint import JointLoRA, target
 from inarch_lora.edges.layer import Layer
+from inarch_lora.edges.lone import LoneLoRA
 from inarch_lora.edges.rows import LinearRows, RowBank, RowLoRA
 from inarch_lora.edges.site import SiteEdge
 
@@ -104,8 +105,8 @@ class LoRAEdge(SiteEdge):
         return (plain and held["lora_B_bias"] is None and held["bias"] is None) or None
 
     @classmethod
-    def joined(cls, modules: Sequence[LoRAEdge]) -> JointLoRA:
-        return JointLoRA(modules)
+    def joined(cls, modules: Sequence[LoRAEdge], onto: nn.Module | None) -> JointLoRA | LoneLoRA:
+        return LoneLoRA(modules[0], onto) if len(modules) == 1 else JointLoRA(modules, onto)
 
     def on_rows(self, rows: Iterable[int], count: int) -> nn.Module:
         own = tuple(rows)
@@ -173,8 +174,21 @@ class LoRAEdge(SiteEdge):
         """A(x), for A of any rank."""
 
     @abstractmethod
-    def up(self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
-        """plus + strength * B(z), for B of any rank."""
+    def up(
+        self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float, write: bool = False
+    ) -> Tensor:
+        """plus + strength * B(z), for B of any rank; in the memory of plus where that is asked."""
+
+    def operands(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        """A and B of any rank, as `add` takes them, with views that need not be made each time."""
+        return first, second
+
+    def add(
+        self, x: Tensor, operands: tuple[Tensor, ...], plus: Tensor, strength: float, write: bool
+    ) -> Tensor:
+        """plus + strength * B(A(x)) without gradients, as `up`."""
+        first, second, *_ = operands
+        return self.up(self.down(x, first), second, plus, strength, write)
 
     @abstractmethod
     def product(self) -> Tensor:
@@ -197,16 +211,23 @@ class LoRAEdge(SiteEdge):
         return {"bias": sum(parts[1:], parts[0])} if parts else {}
 
 
-def _add_product(z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
+def _add_product(
+    z: Tensor, second: Tensor, plus: Tensor | None, strength: float, write: bool
+) -> Tensor:
     """`plus + strength * z @ second.T` in one operation; z [..., rank], second [outputs, rank]."""
     if plus is None:
         return F.linear(z, second) * strength
     if plus.dim() == 1:
         return torch.addmv(plus, second, z, alpha=strength)
     if plus.dim() == 3 and plus.shape[0] == 1:  # with fewer views: beside one token they cost most
-        return torch.baddbmm(plus, z, second.t().expand(1, -1, -1), alpha=strength)
-    flat = torch.addmm(plus.flatten(0, -2), z.flatten(0, -2), second.t(), alpha=strength)
-    return flat.view_as(plus)
+        out = target(plus, z, second, write)
+        return torch.baddbmm(plus, z, second.t().unsqueeze(0), alpha=strength, out=out)
+    out = target(plus, z, second, write and plus.is_contiguous())
+    flat = plus.flatten(0, -2)
+    total = torch.addmm(
+        flat, z.flatten(0, -2), second.t(), alpha=strength, out=None if out is None else flat
+    )
+    return total.view_as(plus) if out is None else plus
 
 
 class LinearLoRA(LoRAEdge):
@@ -222,8 +243,23 @@ class LinearLoRA(LoRAEdge):
     def down(self, x: Tensor, first: Tensor) -> Tensor:
         return F.linear(x, first)
 
-    def up(self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
-        return _add_product(z, second, plus, strength)
+    def up(
+        self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float, write: bool = False
+    ) -> Tensor:
+        return _add_product(z, second, plus, strength, write)
+
+    def operands(self, first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
+        return first, second, first.t().unsqueeze(0), second.t().unsqueeze(0)
+
+    def add(
+        self, x: Tensor, operands: tuple[Tensor, ...], plus: Tensor, strength: float, write: bool
+    ) -> Tensor:
+        if plus.dim() != 3 or plus.shape[0] != 1:
+            return super().add(x, operands, plus, strength, write)
+        first, second, columns, rows = operands  # the last two for one sequence, a batch of one
+        z = torch.bmm(x, columns) if x.is_cpu else F.linear(x, first)
+        out = target(plus, z, second, write)
+        return torch.baddbmm(plus, z, rows, alpha=strength, out=out)
 
     def product(self) -> Tensor:
         return self.own("lora_B", self.lora_B).float() @ self.own("lora_A", self.lora_A).float()
@@ -256,8 +292,10 @@ class EmbeddingLoRA(LoRAEdge):
     def down(self, x: Tensor, first: Tensor) -> Tensor:
         return F.embedding(x, first.t())
 
-    def up(self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
-        return _add_product(z, second, plus, strength)
+    def up(
+        self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float, write: bool = False
+    ) -> Tensor:
+        return _add_product(z, second, plus, strength, write)
 
     def product(self) -> Tensor:
         first, second = (self.own(name, self.get_parameter(name)) for name in self.names)
@@ -290,9 +328,14 @@ class ConvLoRA(LoRAEdge):
     def down(self, x: Tensor, first: Tensor) -> Tensor:
         return self.convolve(x, first, **self.geometry)
 
-    def up(self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float) -> Tensor:
+    def up(
+        self, z: Tensor, second: Tensor, plus: Tensor | None, strength: float, write: bool = False
+    ) -> Tensor:
         term = self.convolve(z, second, groups=self.groups)
-        return term * strength if plus is None else torch.add(plus, term, alpha=strength)
+        if plus is None:
+            return term * strength
+        out = target(plus, term, second, write)
+        return torch.add(plus, term, alpha=strength, out=out)
 
     def along_outputs(self, bias: Tensor) -> Tensor:
         return bias.view(-1, *(1 for _ in self.lora_B.shape[2:]))

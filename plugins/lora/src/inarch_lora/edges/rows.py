@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inarch.adapters.row_edges import RowTerm
-from inarch_lora.edges.joint import Source, acting, copyable, gathering, renewed
+from inarch.tree.joint import writable
+from inarch_lora.edges.joint import Source, acting, copyable, gathering, renewed, target
 
 if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
@@ -34,12 +35,12 @@ class RowLoRA(RowTerm):
     joins = "rows"
 
     @classmethod
-    def joined(cls, modules: Sequence[RowLoRA]) -> JointRows:
-        return JointRows(modules)
+    def joined(cls, modules: Sequence[RowLoRA], onto: nn.Module | None) -> JointRows:
+        return JointRows(modules, onto)
 
     def __init__(self, edge: LoRAEdge, rows: Sequence[int], count: int) -> None:
         super().__init__(edge, rows, count)
-        self.__dict__["apart"] = JointRows([self])
+        self.__dict__["apart"] = JointRows([self], None)
 
     def forward(self, x: Tensor, *, plus: Tensor) -> Tensor:
         return self.__dict__["apart"](x, plus=plus)
@@ -73,19 +74,31 @@ class RowBank:
         """The row in each place, from the rows of each slot: a slot's places side by side."""
         return [row for rows in slots for row in rows]
 
-    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
-        """`plus` [batch, ...], every row with its terms of the row of `x` [batch, ...]."""
+    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor], write: bool) -> Tensor:
+        """`plus` [batch, ...], every row with its terms of the row of `x` [batch, ...].
+
+        Args:
+            write: whether `plus` may be written into.
+        """
         raise NotImplementedError
 
     def placed(self, x: Tensor) -> Tensor:
         """The row of each place."""
         return x if self.order is None else x.index_select(0, self.order)
 
-    def put(self, plus: Tensor, total: Tensor) -> Tensor:
+    def target(self, total: Tensor, z: Tensor, second: Tensor, write: bool) -> Tensor | None:
+        """Where the sum goes: rows that were gathered into their places are a copy already."""
+        copied = self.order is not None and not (total.requires_grad or z.requires_grad)
+        return target(total, z, second, write or copied)
+
+    def put(self, plus: Tensor, total: Tensor, write: bool) -> Tensor:
         """The batch, with what its places hold now."""
         if self.places is not None:
             total = total.index_select(0, self.places)
-        return total if self.rows is None else plus.index_copy(0, self.rows, total)
+        if self.rows is None:
+            return total
+        copy = plus.index_copy_ if write and total.dtype == plus.dtype else plus.index_copy
+        return copy(0, self.rows, total)
 
 
 class LinearRows(RowBank):
@@ -93,15 +106,16 @@ class LinearRows(RowBank):
 
     __slots__ = ()
 
-    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+    def add(self, x: Tensor, plus: Tensor, matrices: tuple[Tensor, Tensor], write: bool) -> Tensor:
         first, second = matrices
         slots, shape = first.shape[0], plus.shape
         x, plus = (value.reshape(len(value), -1, value.shape[-1]) for value in (x, plus))
         total = self.placed(plus)
         z = torch.bmm(self.placed(x).reshape(slots, -1, x.shape[2]), first.transpose(1, 2))
         placed = total.reshape(slots, -1, plus.shape[2])
-        total = torch.baddbmm(placed, z, second, alpha=self.strength).view(total.shape)
-        return self.put(plus, total).view(shape)
+        out = self.target(placed, z, second, write)
+        total = torch.baddbmm(placed, z, second, alpha=self.strength, out=out).view(total.shape)
+        return self.put(plus, total, write).view(shape)
 
 
 class JointRows:
@@ -111,11 +125,13 @@ class JointRows:
     another: see `JointLoRA`.
     """
 
-    def __init__(self, modules: Sequence[RowLoRA]) -> None:
+    def __init__(self, modules: Sequence[RowLoRA], onto: nn.Module | None) -> None:
         self.modules = tuple(modules)
+        self.onto = onto
         self.bank: RowBank | None = None
 
     def __call__(self, x: Tensor, *, plus: Tensor) -> Tensor:
+        given = plus
         x, plus = self.modules[0].batch(x), self.modules[0].batch(plus)
         if torch.compiler.is_compiling() or plus.numel() == 0:
             return self._in_turn(x, plus)
@@ -125,7 +141,10 @@ class JointRows:
             bank = self.bank = renewed(self.bank, terms, self._laid_out)
         if bank is None:
             return self._in_turn(x, plus)
-        return plus if bank.matrices is None else bank.add(x, plus, bank.matrices)
+        if bank.matrices is None:
+            return plus
+        write = plus is given and writable(plus, self.onto, x)
+        return bank.add(x, plus, bank.matrices, write)
 
     def _in_turn(self, x: Tensor, plus: Tensor) -> Tensor:
         for module in self.modules:

@@ -181,6 +181,7 @@ function meetings({ line }) {
 }
 
 // A name that several adapters are computed under, `site__a__b`, has the colour of each in turn.
+// It ends in an underscore where their sum may be written into what the layer gave.
 function coloured(text) {
   const bold = (owner, word) => make("b", { style: colour(owner) }, word);
   return text.split(/(\w+)/).flatMap((word) => {
@@ -188,7 +189,8 @@ function coloured(text) {
     if (!owners.length) return adapters.has(word) ? bold(word, word) : word;
     return owners.map((owner, i) => {
       const part = i ? `__${owner}` : `${site}__${owner}`;
-      return adapters.has(owner) ? bold(owner, part) : part;
+      const known = [owner, owner.replace(/_$/, "")].find((name) => adapters.has(name));
+      return known ? bold(known, part) : part;
     });
   });
 }
