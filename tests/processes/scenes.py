@@ -161,6 +161,27 @@ def image_model(label: str, stack: str) -> Any:
     return learning(model.adapt(*IMAGE_STACKS[stack]()))
 
 
+def painter(path: str, stack: str) -> Any:
+    """A pipeline from a folder with a style and, for `canny`, a ControlNet of the first half."""
+    torch.manual_seed(5)
+    more = (
+        [inarch.adapter("controlnet", name="canny", end=0.5, widths=(4, 8))]
+        if stack == "canny"
+        else []
+    )
+    style = lora("style", targets=[*EVERYWHERE, "resnet.conv"])
+    return learning(inarch.load(path).adapt(style, *more))
+
+
+@torch.no_grad()
+def picture_of(model: Any) -> Tensor:
+    """Two steps from noise, in which ControlNets see a ramp."""
+    ramp = torch.linspace(0, 1, 16 * 24).reshape(1, 1, 16, 24).expand(1, 3, 16, 24)
+    inputs = {"canny_image": ramp} if "canny" in model.adapters.names else {}
+    settings: dict[str, Any] = {"steps": 2, "height": 16, "width": 24, "seed": 3}
+    return model.text_to_image("a red boat", output="tensor", **settings, **inputs)
+
+
 def learning(model: Any) -> Any:
     """The model with all its adapters' parameters moved, and gradients asked of everything."""
     generator = torch.Generator().manual_seed(11)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,21 +14,36 @@ from typing import Any
 import torch
 
 WORKER = Path(__file__).with_name("worker.py")
+COMMANDER = Path(__file__).with_name("command_worker.py")
 
 
 def asked_of(size: int, tasks: Sequence[Sequence[str]], folder: Path) -> list[dict[str, Any]]:
     """What each of several gloo processes found, by task."""
     folder.mkdir(exist_ok=True)
     (folder / "asked.json").write_text(json.dumps(tasks))
+    _done([[str(WORKER), str(rank), str(size), str(folder)] for rank in range(size)])
+    return torch.load(folder / "found.pt", weights_only=False)
+
+
+def said_of(commands: Sequence[Sequence[str]], folder: Path) -> list[list[Any]]:
+    """How each of two processes ended every command, and what it printed."""
+    (folder / "commands.json").write_text(json.dumps(commands))
+    ports = _ports(len(commands))
+    _done([[str(COMMANDER), str(rank), str(folder), *ports] for rank in range(2)])
+    return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
+
+
+def _done(scripts: Sequence[Sequence[str]]) -> None:
+    """Run scripts side by side, which must all end well."""
     workers = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(size), str(folder)],
+            [sys.executable, *script],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(size)
+        for script in scripts
     ]
     try:
         for worker in workers:
@@ -36,4 +52,13 @@ def asked_of(size: int, tasks: Sequence[Sequence[str]], folder: Path) -> list[di
     finally:
         for worker in workers:
             worker.kill()
-    return torch.load(folder / "found.pt", weights_only=False)
+
+
+def _ports(count: int) -> list[str]:
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    numbers = [str(one.getsockname()[1]) for one in held]
+    for one in held:
+        one.close()
+    return numbers

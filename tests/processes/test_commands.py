@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from starting import said_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from inarch.cli.main import main
@@ -34,7 +34,6 @@ CONFIG = {
 }
 WORDS = ["<unk>", "the", "sea", "is", "wide", "deep", "blue", "and", "a", "ship", "sails", "on"]
 LINES = ["the sea is wide and blue", "a ship sails on the sea", "the sea is deep", "a deep sea"]
-WORKER = Path(__file__).with_name("command_worker.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
 pytestmark = pytest.mark.xdist_group("two processes")
@@ -77,16 +76,6 @@ def alone(command: list[str]) -> int:
     return int(stop.value.code or 0)
 
 
-def ports(count: int) -> list[str]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    numbers = [str(one.getsockname()[1]) for one in held]
-    for one in held:
-        one.close()
-    return numbers
-
-
 @pytest.fixture(scope="module")
 def said(folder: Path) -> list[list[Any]]:
     """What each of two processes said of every command."""
@@ -99,23 +88,9 @@ def said(folder: Path) -> list[list[Any]]:
         generating(folder),
         training(folder, "nothing", 1, "--with", "nowhere"),
     ]
-    (folder / "commands.json").write_text(json.dumps(commands))
-    chosen = ports(len(commands))
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(folder), *chosen],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        text, _ = worker.communicate(timeout=300)
-        assert worker.returncode == 0, text
+    found = said_of(commands, folder)
     assert alone(training(folder, "turns", 8, "--resume")) == 0
-    return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
+    return found
 
 
 def losses(folder: Path) -> list[float]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from scenes import content, drawn_of, image_model, named
-from starting import asked_of
+from PIL import Image
+from scenes import content, drawn_of, image_model, named, painter, picture_of
+from starting import asked_of, said_of
+
+from inarch.cli.main import main
+
+sys.path.append(str(Path(__file__).parents[2] / "foundation_models/stable_diffusion/tests"))
+
+from small_pipelines import saved
 
 DRAWN = [
     ("sd1", "lora", "tensor"),
@@ -19,6 +28,9 @@ DRAWN = [
     ("sd1", "lora", "replicate"),
 ]
 
+PICTURED = [("canny", "tensor"), ("canny", "replicate"), ("style", "fsdp")]
+FAST = ("--steps", "2", "--height", "16", "--width", "24")
+
 pytestmark = pytest.mark.xdist_group("two processes")
 
 
@@ -28,8 +40,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
-    return asked_of(2, [("drawn", *one) for one in DRAWN], folder)
+def found(folder: Path, pipelines: dict[bool, Path]) -> list[dict[str, Any]]:
+    pictured = [("pictured", str(pipelines[xl]), *one) for xl in (False, True) for one in PICTURED]
+    return asked_of(2, [*(("drawn", *one) for one in DRAWN), *pictured], folder)
+
+
+@pytest.fixture(scope="module")
+def pipelines(folder: Path) -> dict[bool, Path]:
+    """A small random pipeline of Stable Diffusion 1, and one of XL."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    return {xl: saved(folder / f"xl {xl}", xl=xl) for xl in (False, True)}
 
 
 def name_of(one: tuple[str, ...]) -> str:
@@ -75,3 +96,43 @@ def test_what_two_save_is_what_one_saves_and_is_read_again(
         theirs = folder / f"drawn-{name_of(scene)}" / member.name
         for file in (tmp_path / member.name).iterdir():
             assert content(theirs / file.name) == content(file), file.name
+
+
+@pytest.mark.parametrize(("stack", "plan"), PICTURED)
+@pytest.mark.parametrize("xl", [False, True])
+def test_two_processes_make_the_picture_of_one_with_and_without_an_adapter(
+    stack: str, plan: str, xl: bool, found: list[dict[str, Any]], pipelines: dict[bool, Path]
+) -> None:
+    model = painter(str(pipelines[xl]), stack)
+    picture = picture_of(model)
+    model.adapters["style"].scale = 0.0
+    plain = picture_of(model)
+    assert (picture - plain).abs().max() > 1e-3
+    for one in found:
+        ours = one[f"pictured-{pipelines[xl]}-{stack}-{plan}"]
+        torch.testing.assert_close(ours["picture"], picture, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours["plain"], plain, atol=1e-4, rtol=1e-4)
+
+
+def test_inarch_run_shares_out_images_and_splits_the_layers_for_one(
+    pipelines: dict[bool, Path], tmp_path: Path
+) -> None:
+    def making(out: str, *more: str) -> list[str]:
+        command = ["run", str(pipelines[False]), "--prompt", "a boat", *FAST, "--json"]
+        return [*command, "--out", str(tmp_path / out), *more]
+
+    seeds, wrong = ("--seeds", "4-6"), ("--with", "nowhere")
+    commands = [making("grid.png", *seeds), making("one.png"), making("no.png", *wrong)]
+    found = said_of(commands, tmp_path)
+    assert [[code for code, *_ in one[:2]] for one in found] == [[0, 0], [0, 0]], found
+    assert [said for _, said, _ in found[1][:2]] == ["", ""]
+    drawn = json.loads(found[0][1][1])["data"]["seeds"][0]
+    for name, chosen in (("grid.png", seeds), ("one.png", ("--seed", str(drawn)))):
+        with pytest.raises(SystemExit):
+            main(making(f"alone-{name}", *chosen))
+        with Image.open(tmp_path / name) as ours, Image.open(tmp_path / f"alone-{name}") as theirs:
+            one, other = (torch.tensor(list(i.convert("RGB").tobytes())) for i in (ours, theirs))
+            assert ours.info == theirs.info
+        assert (one.int() - other.int()).abs().max() <= (0 if name == "grid.png" else 1)
+    assert [code != 0 for code, *_ in (one[2] for one in found)] == [True, True]
+    assert sum("IA406" in out + err for _, out, err in (one[2] for one in found)) == 1

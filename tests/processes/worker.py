@@ -182,6 +182,14 @@ def drawn(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def pictured(path: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
+    """A picture, and one without the adapter that acts in the first steps only."""
+    model = spread(scenes.painter(path, stack), plan)
+    picture = scenes.picture_of(model)
+    model.adapters["style"].scale = 0.0
+    return {"picture": picture, "plain": scenes.picture_of(model)}
+
+
 def inside(family: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
     """Whether an adapter of the tree that an adapter brings is saved as one process saves it."""
     model = scenes.with_inner(family, stack)
@@ -205,6 +213,7 @@ TASKS = {
     "alike": alike,
     "inside": inside,
     "drawn": drawn,
+    "pictured": pictured,
     "counted": counted,
     "ran": ran,
     "refused": refused,

@@ -109,7 +109,7 @@ CODES: Final[dict[str, str]] = {
     # 88x several processes
     "IA880": "a model that can't be spread over processes so",
     "IA881": "an adapter that can't be split with the model",
-    "IA882": "a command that is not for so many processes",
+    "IA882": "a command that was to share its work and is one process",
     # 85x the conformance kit
     "IA851": "the conformance kit lacks what it needs",
 }

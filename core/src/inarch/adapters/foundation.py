@@ -35,6 +35,10 @@ class Foundation:
     ignored: ClassVar[tuple[str, ...]] = ()
     """Patterns of tensors in old checkpoints that the tree has no place for and need not."""
 
+    in_stretches: ClassVar[tuple[str, ...]] = ()
+    """Trees that tasks also run in stretches or with edits of their own, by name: FSDP2 manages
+    their blocks, or the Chains they are made of, and what is left of them is whole everywhere."""
+
     def __init__(
         self,
         trees: Mapping[str, Chain],

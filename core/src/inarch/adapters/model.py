@@ -126,10 +126,15 @@ class Model(Foundation):
         return model
 
     def without(self, *names: str) -> Self:
-        """A new model without some adapters; the others keep their modules and settings."""
-        self._refuse_shared()
-        for name in names:
-            self.adapters[name]
+        """A new model without some adapters; the others keep their modules and settings.
+
+        Raises:
+            InarchError: IA108 for a model that FSDP2 shares out, or whose layers are split with
+                what was merged into them.
+        """
+        gone = [self.adapters[name] for name in names]
+        if self.layout is None or not self.layout.lets_go(gone):
+            self._refuse_shared()
         return self._with(
             [_without(m, names, self.order) for m in self.adapters if m.name not in names]
         )
@@ -248,8 +253,11 @@ class Model(Foundation):
         order = order or arrange(members, self.pristine)
         by_name = {member.name: member for member in members}
         ordered = [by_name[name] for name in order.names]
-        trees = merged(self.pristine, ordered)
-        trees, grown = adapted(trees, self.sites, [m for m in ordered if not m.merged])
+        if self.layout is not None and self.layout.grafted is not None:
+            trees, grown = self.layout.grafted(ordered)
+        else:
+            trees = merged(self.pristine, ordered)
+            trees, grown = adapted(trees, self.sites, [m for m in ordered if not m.merged])
         packed = packed or self._packed
         if packed:
             trees = packed_trees(trees, self.sites)
@@ -267,6 +275,8 @@ class Model(Foundation):
         model.order = order
         model._sites = self._sites
         model._packed = packed
+        if self.layout is not None:
+            model.layout, model._fingerprint = self.layout, self.fingerprint()
         return model
 
     def rows(self, adapters: Sequence[Row]) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,6 @@ class ByModel(click.Command):
         **extra: Any,
     ) -> click.Context:
         command = _of_package(args)
-        if command is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InarchError(
-                "IA882",
-                "a model of this kind runs in one process",
-                why="layers are split over processes for language models",
-                remedy="start the command without torchrun",
-            )
         if command is None:
             return super().make_context(info_name, args, parent, **extra)
         return command.make_context(info_name, args, parent, **extra)
@@ -126,7 +119,8 @@ def run(
             from inarch.distribute import shard
 
             adapted = shard(adapted, "tensor")
-            settings["seed"] = processes.one_seed(options["seed"])
+            drawn = random.getrandbits(63) if options["seed"] is None else options["seed"]
+            settings["seed"] = processes.as_first(drawn)
         loaded = time.perf_counter()
         silent = processes is not None and not processes.speaks
         pieces: list[str] = []

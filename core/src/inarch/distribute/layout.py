@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,11 @@ from inarch.tree.twin import twin_of
 if TYPE_CHECKING:
     from inarch.adapters import SiteView
     from inarch.adapters.member import Member
+    from inarch.nn.tokenizer import Tokenizer
+    from inarch.tree import Chain
 
 Plan = Literal["replicate", "fsdp", "tensor"]
+Grafted: TypeAlias = "Callable[[Sequence[Member]], tuple[dict[str, Chain], dict[str, Tokenizer]]]"
 
 
 @dataclass(eq=False)
@@ -33,12 +36,17 @@ class Spread:
         tensor: the processes that share each layer; None where each has whole layers.
         placed: how the tensors of modules lie over `tensor`; what is not named is whole.
         sites: of the model, whose modules are this process's parts.
+        grafted: makes the model's trees of fewer of its adapters, in canonical order; None where
+            that is done as in one process.
+        fixed: whether it must have the adapters it has, since FSDP2 changed modules in place.
     """
 
     data: DeviceMesh | None
     tensor: DeviceMesh | None
     placed: Mapping[nn.Module, Placements] = field(repr=False)
     sites: SiteView = field(repr=False)
+    grafted: Grafted | None = field(default=None, repr=False)
+    fixed: bool = False
 
     # Who this process is
 
@@ -67,6 +75,10 @@ class Spread:
         dist.broadcast_object_list(told, device=self._device())
         if told[0] is not None:
             raise told[0]
+
+    def lets_go(self, members: Iterable[Member]) -> bool:
+        """Whether there may be a model without some adapters, which lies as this one does."""
+        return not self.fixed and (self.tensor is None or not any(m.merged for m in members))
 
     # Gradients
 

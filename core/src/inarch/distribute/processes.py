@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -16,6 +17,8 @@ from torch import distributed as dist
 
 from inarch.errors import InarchError
 
+Value = TypeVar("Value")
+_ABSENT = object()
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -31,11 +34,22 @@ class Processes:
     device: str
     speaks: bool
 
-    def one_seed(self, seed: int | None) -> int:
-        """A seed that is the same in every process: the one given, or one that is drawn."""
-        drawn: list[int | None] = [random.getrandbits(63) if seed is None else seed]
-        dist.broadcast_object_list(drawn, device=torch.device(self.device))
-        return drawn[0] or 0
+    def as_first(self, value: Value) -> Value:
+        """What the first process has, such as a seed that was drawn."""
+        told = [value]
+        dist.broadcast_object_list(told, device=torch.device(self.device))
+        return told[0]
+
+    def share(self, things: Sequence[Value]) -> Sequence[Value]:
+        """Those that this process sees to, of things that need no other."""
+        return things[dist.get_rank() :: dist.get_world_size()]
+
+    def gathered(self, made: Sequence[Value]) -> list[Value]:
+        """What the processes made of their shares, in the order of the things."""
+        everyones: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, list(made))
+        turns = zip_longest(*everyones, fillvalue=_ABSENT)
+        return [one for turn in turns for one in turn if one is not _ABSENT]
 
 
 @contextlib.contextmanager

@@ -53,17 +53,31 @@ class Region:
 def regions_of(model: Model, parts: int) -> list[Region]:
     """The regions that can be split over so many processes.
 
-    Feed-forward parts of another form stay whole; attention is split everywhere or nowhere.
+    Feed-forward parts of another form stay whole, and so do regions whose heads or features don't
+    divide while those of others do: a UNet has more heads where it is narrow in pixels.
 
     Raises:
-        InarchError: IA880 where the model has no region, or heads or features don't divide.
+        InarchError: IA880 where the model has no region, or no heads or no features divide.
     """
     regions: list[Region] = []
+    kept: dict[str, list[InarchError]] = {"heads": [], "features": []}
+    divided: set[str] = set()
     for (tree, chain), names in _chains(model).items():
-        found = list(_region(model.pristine[tree], tree, chain, names, parts))
-        if not found and _head_dim(model.pristine[tree].get_submodule(chain)):
+        found = list(_region(model.pristine[tree], tree, chain, names))
+        headed = bool(_head_dim(model.pristine[tree].get_submodule(chain)))
+        if not found and headed:
             raise _refused("heads that can't be shared out", f"those of `{chain}` can't")
-        regions += found
+        word = "heads" if headed else "features"
+        for region, units in found:
+            problem = _undivided(region, units, word, parts)
+            if problem is None:
+                regions.append(region)
+                divided.add(word)
+            else:
+                kept[word].append(problem)
+    for word, problems in kept.items():
+        if problems and word not in divided:
+            raise problems[0]
     if not regions:
         wanted = ", ".join((*COLUMNS, *ROWS))
         raise _refused("no layers that can be split", f"wanted are the roles {wanted}")
@@ -97,8 +111,9 @@ def _chains(model: Model) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
 
 
 def _region(
-    tree: Chain, name: str, address: str, layers: tuple[list[str], list[str]], parts: int
-) -> Iterator[Region]:
+    tree: Chain, name: str, address: str, layers: tuple[list[str], list[str]]
+) -> Iterator[tuple[Region, dict[str, int]]]:
+    """The region, and how many heads or features each of its layers has."""
     columns, rows = layers
     chain = tree.get_submodule(address)
     if not isinstance(chain, Chain) or not address or len(rows) != 1 or not columns:
@@ -111,13 +126,12 @@ def _region(
     wide = sizes[-1] * pieces
     if max(sizes) != wide or (head == 0 and set(sizes[:-1]) != {wide}):
         return
-    where = f"{name}.{address}" if name else address
-    for layer, size in zip((*columns, *rows), sizes, strict=True):
-        _check(f"{where}.{layer}", size if layer == rows[0] else size // pieces, head, parts)
+    units = {n: size // (head or 1) for n, size in zip((*columns, *rows), sizes, strict=True)}
+    units = {n: size if n == rows[0] else size // pieces for n, size in units.items()}
     takers = list(_takers(chain.program))
     at_start = {t.name for t in takers if isinstance(t, Ref)} == set(columns)
     at_start = at_start and all(isinstance(taker, Ref) for taker in takers)
-    yield Region(name, address, tuple(columns), rows[0], at_start, pieces)
+    yield Region(name, address, tuple(columns), rows[0], at_start, pieces), units
 
 
 def _size(layer: nn.Module, side: int) -> int:
@@ -145,16 +159,21 @@ def _calls(chain: Chain) -> list[Any]:
     return [step.function for step in walk(chain.program) if isinstance(step, Call)]
 
 
-def _check(where: str, size: int, head: int, parts: int) -> None:
-    units, word = (size // head, "heads") if head else (size, "features")
-    if units % parts:
-        raise InarchError(
-            "IA880",
-            f"the {units} {word} of `{where}` can't be divided by {parts} processes",
-            where=where,
-            why="each process has as many of them as every other",
-            remedy="start a number of processes that divides them, or shard with fsdp",
-        )
+def _undivided(
+    region: Region, units: Mapping[str, int], word: str, parts: int
+) -> InarchError | None:
+    """What is wrong with the first layer whose heads or features can't be divided."""
+    for layer, count in units.items():
+        if count % parts:
+            where = ".".join(part for part in (region.tree, region.chain, layer) if part)
+            return InarchError(
+                "IA880",
+                f"the {count} {word} of `{where}` can't be divided by {parts} processes",
+                where=where,
+                why="each process has as many of them as every other",
+                remedy="start a number of processes that divides them, or shard with fsdp",
+            )
+    return None
 
 
 def _takers(step: Step) -> Iterator[Step]:

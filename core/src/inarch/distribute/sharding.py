@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from inarch.adapters import Member, Members, Model
 from inarch.distribute.layout import Plan, Spread
 from inarch.distribute.tensor import split_over
 from inarch.errors import InarchError
+from inarch.tree import Chain
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -56,9 +58,15 @@ def shard(
     fingerprint = model.fingerprint()
     meshes = [m for m in (data, tensor) if m is not None]
     _as_the_first([p for p in model.parameters() if p.requires_grad], meshes)
-    result, placed = (copy.copy(model), {}) if tensor is None else split_over(model, tensor)
+    result, placed, grafted = copy.copy(model), {}, None
+    if tensor is not None:
+        result, placed, grafted = split_over(model, tensor)
+    for name in [
+        n for n in vars(result) if isinstance(getattr(type(result), n, None), cached_property)
+    ]:
+        del vars(result)[name]  # made of the trees as they were
     result._fingerprint = fingerprint  # pyright: ignore[reportPrivateUsage]
-    result.layout = Spread(data, tensor, placed, result.sites)
+    result.layout = Spread(data, tensor, placed, result.sites, grafted, fixed=plan == "fsdp")
     result.adapters = Members([_with_inner(m, result.layout) for m in result.adapters])
     if plan == "fsdp" and data is not None:
         _fully(result, data, {} if policy is None else {"mp_policy": policy})
@@ -84,7 +92,7 @@ def _with_inner(member: Member, layout: Spread) -> Member:
         return member
     inner = copy.copy(member.inner)
     inner._fingerprint = inner.fingerprint()  # pyright: ignore[reportPrivateUsage]
-    inner.layout = replace(layout, sites=inner.sites)
+    inner.layout = replace(layout, sites=inner.sites, grafted=None, fixed=True)
     inner.adapters = Members([_with_inner(m, inner.layout) for m in inner.adapters])
     return replace(member, inner=inner)
 
@@ -121,17 +129,27 @@ def _dimensions(
 
 
 def _fully(model: Model, mesh: DeviceMesh, options: dict[str, Any]) -> None:
-    """FSDP2 for each block, then for what is left of each tree.
+    """FSDP2 for each block, the inmost first, then for what is left of each tree.
 
     Gradients are sums, as `Spread.reduce_gradients` makes them elsewhere: gloo knows no mean.
     """
-    blocks = {s.address for s in model.sites.find(["block"])} if "block" in model.roles else set()
+    roles = [role for role in model.roles if "block" in role.split(".")]
+    blocks = {site.address for role in roles for site in model.sites.find([role])}
     for name, tree in model.trees.items():
         prefix = f"{name}." if name else ""
         inside = [a.removeprefix(prefix) for a in blocks if a.startswith(prefix)]
+        inside.sort(key=lambda address: (-address.count("."), address))
+        chains: list[nn.Module] = [tree.get_submodule(address) for address in inside]
+        if name not in model.in_stretches:
+            chains.append(tree)
+        elif not chains:
+            chains = [child for child in tree.children() if isinstance(child, Chain)]
         numbers = {p for p in tree.parameters() if p.dim() == 0}  # there is nothing to share out
-        for module in (*(tree.get_submodule(address) for address in sorted(inside)), tree):
-            sharded: Any = fully_shard(module, mesh=mesh, ignored_params=numbers, **options)
+        reshard = True if name in model.in_stretches else None  # each is the root of its own
+        for module in chains:
+            sharded: Any = fully_shard(
+                module, mesh=mesh, reshard_after_forward=reshard, ignored_params=numbers, **options
+            )
             sharded.set_force_sum_reduction_for_comms(True)
             sharded.set_gradient_divide_factor(1.0)
 

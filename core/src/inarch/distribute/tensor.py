@@ -7,7 +7,7 @@ steps, two for a block, after all that adapters add. Everything is checked befor
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -35,12 +35,14 @@ from inarch.distribute.parts import (
 from inarch.distribute.regions import Region, regions_of
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
-from inarch.tree.begin import begun
+from inarch.tree.begin import begun as begun_with
 from inarch.tree.substitute import substitute
 from inarch.tree.twin import twin_of
 
 if TYPE_CHECKING:
     from inarch.adapters import Model
+    from inarch.distribute.layout import Grafted
+    from inarch.nn.tokenizer import Tokenizer
 
 SomeModel = TypeVar("SomeModel", bound="Model")
 
@@ -48,8 +50,12 @@ OWNER = "processes"
 """Whose the collectives are, in the source."""
 
 
-def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.Module, Placements]]:
+def split_over(
+    model: SomeModel, mesh: DeviceMesh
+) -> tuple[SomeModel, dict[nn.Module, Placements], Grafted]:
     """The model of which this process has its part, and how the tensors of its modules lie.
+
+    Last comes what makes its trees again of fewer adapters.
 
     Args:
         model: as it is in one process; it is not changed.
@@ -69,10 +75,16 @@ def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.M
     pristine, placed = _layers(whole, regions, own)
     sites = SiteView(pristine, model.roles, model.sites.settings, model.sites.tokenizers)
     twins = [_twin(m, rules[m.name], splits, sites, own, placed) for m in active]
-    trees, _ = adapted(_begun(pristine, regions, mesh), sites, twins)
-    for name, tree in trees.items():
-        own = [e for r in regions if r.tree == name for e in _collectives(r, mesh)]
-        trees[name] = tree.edit(own)
+    begun = _begun(pristine, regions, mesh)
+
+    def grafted(members: Sequence[Member]) -> tuple[dict[str, Chain], dict[str, Tokenizer]]:
+        trees, grown = adapted(begun, sites, [m for m in members if not m.merged])
+        for name, tree in trees.items():
+            own = [e for r in regions if r.tree == name for e in _collectives(r, mesh)]
+            trees[name] = tree.edit(own)
+        return trees, grown
+
+    trees, _ = grafted(twins)
     if model._packed:  # pyright: ignore[reportPrivateUsage]
         trees = packed_trees(trees, sites)
     twins += [_let_go(member, model.sites) for member in members if member.merged]
@@ -80,7 +92,7 @@ def split_over(model: SomeModel, mesh: DeviceMesh) -> tuple[SomeModel, dict[nn.M
     result = copy.copy(model)
     result.trees, result.pristine, result._sites = trees, pristine, sites  # pyright: ignore[reportPrivateUsage]
     result.adapters = Members([by_name[member.name] for member in model.adapters])
-    return result, placed
+    return result, placed, grafted
 
 
 def _splits(model: Model, regions: list[Region], own: Split) -> dict[str, Split]:
@@ -210,7 +222,7 @@ def _begun(trees: Mapping[str, Chain], regions: list[Region], mesh: DeviceMesh) 
     for region in regions:
         chain = trees[region.tree].get_submodule(region.chain)
         if region.at_start and isinstance(chain, Chain):
-            begins[region.tree][region.chain] = begun(chain, ToParts(group), OWNER)
+            begins[region.tree][region.chain] = begun_with(chain, ToParts(group), OWNER)
     return {n: substitute(t, begins[n]) if begins[n] else t for n, t in trees.items()}
 
 

@@ -43,7 +43,8 @@ class Hooks:
     def inarch_run(self, family: str) -> click.Command | None:
         """What `inarch run` is for a family of models: a command whose argument is the model.
 
-        Asked of the package that has the family, for tasks whose options core does not know.
+        Asked of the package that has the family, for tasks whose options core does not know. Under
+        torchrun every process runs it: see `inarch.distribute.processes.joined`.
         """
 
     @spec

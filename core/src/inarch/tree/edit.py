@@ -7,7 +7,7 @@ form (terms and factors sorted by adapter), so that equal edits give equal trees
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
 
@@ -132,7 +132,7 @@ def apply(tree: SomeChain, edits: Iterable[Edit]) -> SomeChain:
             _place(plan, tree, address, edit)
     if not plan.sites and not plan.below:
         return tree
-    _refuse_final(tree)
+    _refuse_final(tree, plan)
     return rewritten(tree, plan)
 
 
@@ -186,12 +186,14 @@ def is_final(module: nn.Module) -> bool:
     return module.__dict__.get("_compiled_call_impl") is not None or _sharded(module)
 
 
-def _refuse_final(tree: Chain) -> None:
+def _refuse_final(tree: Chain, plan: Plan) -> None:
+    """Refuse to edit what was changed in place; blocks of FSDP2 that no edit is in are shared."""
     if not any(map(is_final, _modules(tree))):
         return
+    copied = set(_copied(tree, plan))
     for name, module in tree.named_modules():
         compiled_in_place = module.__dict__.get("_compiled_call_impl") is not None
-        if is_final(module):
+        if compiled_in_place or (module in copied and is_final(module)):
             raise InarchError(
                 "IA108",
                 f"a tree that was {'compiled' if compiled_in_place else 'sharded'} can't be edited",
@@ -199,6 +201,19 @@ def _refuse_final(tree: Chain) -> None:
                 why="its modules were changed in place for the tree that holds them now",
                 remedy="adapt first; shard and compile the value that will run, last",
             )
+
+
+def _copied(tree: Chain, plan: Plan) -> Iterator[nn.Module]:
+    """The Chains that are copied for edits, and their own layers, which copies share."""
+    ahead: list[nn.Module] = [tree]
+    while ahead:
+        module = ahead.pop()
+        yield module
+        ahead += [m for m in module._modules.values() if m is not None and not isinstance(m, Chain)]
+    for name, below in plan.below.items():
+        child = tree.module_at(name)
+        if isinstance(child, Chain):
+            yield from _copied(child, below)
 
 
 def _modules(tree: nn.Module) -> list[nn.Module]:

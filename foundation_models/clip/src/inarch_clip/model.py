@@ -32,6 +32,7 @@ class Clip(Model):
 
     config: ClipConfig
     ignored = ("*.embeddings.position_ids",)
+    in_stretches = ("",)
 
     @classmethod
     def reading(cls, checkpoint: Checkpoint) -> Checkpoint:

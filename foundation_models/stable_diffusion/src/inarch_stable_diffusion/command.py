@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,11 @@ from inarch_stable_diffusion import record
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from inarch.distribute.processes import Processes
     from inarch_stable_diffusion.model import StableDiffusion
+
+
+_Asked = tuple[float, int]  # an adapter's scale and a seed
 
 
 @click.command("run")
@@ -68,7 +72,8 @@ def run(
 ) -> None:
     """Make an image with a MODEL (a folder or file), a stack file, or a PNG that was made so.
 
-    A PNG holds the stack and the settings that made it, which options change.
+    A PNG holds the stack and the settings that made it, which options change. Under torchrun each
+    process makes its part of several images; the layers are split over all for one.
 
     \b
     inarch run sdxl/ --prompt "a lighthouse in a storm" --out lighthouse.png
@@ -77,6 +82,7 @@ def run(
     inarch run boat.png --steps 50 --out finer.png
     """
     from inarch.cli.target import opened, wanted
+    from inarch.distribute.processes import joined
 
     again = Path(model) if again is None and model.endswith(".png") else again
     if again is None and (settings["prompt"] is None or out is None):
@@ -89,18 +95,29 @@ def run(
     out = out or Path(f"{again.stem}-again.png" if again is not None else "image.png")
     started = time.perf_counter()
     how = {"packed": packed, "channels_last": channels_last}
-    _, adapted = opened(model, extra, device=device, dtype=dtype, **how)
     output = Output(as_json, "run")
-    for fact in record.changed(recorded, adapted):
-        output.note(f"note: {fact}")
-    loaded = time.perf_counter()
-    name, rows = _scales(scales, told.get("scales") or {}, adapted)
-    images: list[Image] = []
     made: list[Any] = []
-    for scale in rows:
-        if name is not None:
-            adapted.adapters[name].scale = scale
-        images += [_made(adapted, chosen, one, made.append) for one in columns]
+    with joined(device) as processes:
+        own = device if processes is None else processes.device
+        _, adapted = opened(model, extra, device=own, dtype=dtype, **how)
+        silent = processes is not None and not processes.speaks
+        for fact in () if silent else record.changed(recorded, adapted):
+            output.note(f"note: {fact}")
+        loaded = time.perf_counter()
+        name, rows = _scales(scales, told.get("scales") or {}, adapted)
+        columns = columns if processes is None else processes.as_first(columns)
+        every = [(scale, one) for scale in rows for one in columns]
+        adapted, own_part = _shared(processes, adapted, every)
+        images: list[Image] = []
+        quiet = {"progress": False} if silent else {}
+        for scale, one in own_part:
+            if name is not None:
+                adapted.adapters[name].scale = scale
+            images.append(_made(adapted, {**chosen, **quiet}, one, made.append))
+        if processes is not None and len(every) > 1:
+            images = processes.gathered(images)
+        if silent:
+            return
     about = {**chosen, "seed": columns[0]}
     if len(images) > 1:
         about |= {"seeds": columns, "scales": {name: rows} if name is not None else {}}
@@ -120,6 +137,19 @@ def run(
         "settings": json.loads(json.dumps(about, default=str)),
     }
     output.envelope(data)
+
+
+def _shared(
+    processes: Processes | None, model: StableDiffusion, images: Sequence[_Asked]
+) -> tuple[StableDiffusion, Sequence[_Asked]]:
+    """The model and which images it is to make: of one, every process makes its part."""
+    if processes is None:
+        return model, images
+    if len(images) > 1:
+        return model, processes.share(images)
+    from inarch.distribute import shard
+
+    return shard(model, "tensor"), images
 
 
 def _task(chosen: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ class StableDiffusion(Model):
 
     config: StableDiffusionConfig
     ignored = ("*.embeddings.position_ids",)
+    in_stretches = ("vae", "text_encoder", "text_encoder_2")
 
     @classmethod
     def reading(cls, checkpoint: Checkpoint) -> Checkpoint:
