@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.machine import commit, machine
 from benchmarks.measure import Setting
-from benchmarks.report import printed, written
+from benchmarks.report import printed, read, written
 from benchmarks.result import NotEqual, NotHere, Result, encoded
 from benchmarks.workloads import names, workload
 
@@ -58,6 +58,8 @@ def main(
     if not (chosen or everything or report):
         raise click.UsageError("name workloads, or say --all")
     where = _present(device)
+    for folder in (out, None if report is None else report.parent):
+        _make(folder)
     if threads is not None:
         torch.set_num_threads(threads)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -68,7 +70,10 @@ def main(
         setting = Setting(where, kind, quick)
         code = max(code, _one(name, setting, as_json, out))
     if report is not None:
-        written(results or Path(__file__).parent / "results", report)
+        found = results or Path(__file__).parent / "results"
+        if not read(found):
+            raise click.UsageError(f"`{found}` has no results: fill it with --out {found}/cpu")
+        written(found, report)
     sys.exit(code)
 
 
@@ -81,6 +86,15 @@ def _present(device: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise click.UsageError(f"there is no device `{device}` here: {reason}") from error
     return found
+
+
+def _make(folder: Path | None) -> None:
+    """Make a folder that is to be written to, before anything takes its time."""
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"`{folder}` can't be written to: {error.strerror}") from error
 
 
 def _one(name: str, setting: Setting, as_json: bool, out: Path | None) -> int:
@@ -111,7 +125,6 @@ def _one(name: str, setting: Setting, as_json: bool, out: Path | None) -> int:
     result.machine = machine(setting.device)
     click.echo(encoded(result, 0).decode().strip() if as_json else printed(result))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_bytes(encoded(result))
     return 0
 

@@ -105,6 +105,43 @@ def test_a_peer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "pip install no_such_library" in done.output
 
 
+def test_all_workloads_run_though_one_s_peer_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for name in names():
+        module = workload(name)
+        told = module.WORKLOAD
+        needs = ("no_such_library",) if name == "B3" else ()
+        monkeypatch.setattr(
+            module, "WORKLOAD", type(told)(name, told.title, told.peer, told.mark, needs)
+        )
+        result = Result(name, "", "", "", "cpu", "float32", True)
+        monkeypatch.setattr(module, "run", lambda setting, n=name, r=result: ran.append(n) or r)
+    done = CliRunner().invoke(main, ["--all", "--json"])
+    assert done.exit_code == 3
+    assert ran == [name for name in names() if name != "B3"]
+    assert [json.loads(line)["workload"] for line in done.stdout.splitlines()] == ran
+    assert "pip install no_such_library" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["B99"], "no workload `B99`; there are B1, B2"),
+        ([], "name workloads, or say --all"),
+        (["--report", "PLACE/page.md", "--results", "PLACE/none"], "has no results"),
+        (["B15", "--quick", "--out", "PLACE/file/cpu"], "can't be written to"),
+    ],
+)
+def test_what_can_t_be_asked_for_is_refused_before_anything_runs(
+    args: list[str], told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(main, [arg.replace("PLACE", str(tmp_path)) for arg in args])
+    assert done.exit_code == 2
+    assert told in done.output
+    assert not (tmp_path / "page.md").exists()
+
+
 def test_what_is_not_a_number_is_not_equal() -> None:
     setting = measure.Setting()
     with pytest.raises(NotEqual):
