@@ -130,7 +130,7 @@ def run(setting: Setting) -> Result:
         for width in kind.widths[:1] if setting.quick else kind.widths:
             with models.folder() as where:
                 size = kind.saved(width, setting, where)
-                _measure(setting, result, f"{label} of {size / 1e6:.0f} MB", kind, where)
+                _measure(setting, result, f"{label} of {size / 1e6:.3g} MB", kind, where)
                 if width == kind.widths[1]:  # a small file is nothing beside what else is there
                     _tell_copies(setting, result, label, where)
     return result
