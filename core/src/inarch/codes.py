@@ -93,6 +93,7 @@ CODES: Final[dict[str, str]] = {
     "IA704": "a model that does not generate text",
     "IA705": "a package that can't be begun",
     "IA706": "a command of a package that is not installed",
+    "IA707": "a file that a command can't read or write",
     # 8xx plans, locks and what manifests promise
     "IA801": "an adapter for roles the model does not have",
     "IA802": "a plan that is stale",

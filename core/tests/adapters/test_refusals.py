@@ -41,6 +41,13 @@ def test_an_unknown_adapter_is_named_with_its_correction(base: Model) -> None:
     assert (error.code, "lowrank" in error.remedy) == ("IA406", True)
 
 
+def test_a_path_in_place_of_a_plugin_is_told_where_it_goes(base: Model, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    error = refusal(base, inarch.adapter(str(tmp_path / "mine"), name="mine"))
+    assert error.code == "IA406"
+    assert f'weights="{tmp_path / "mine"}"' in error.remedy
+
+
 def test_a_name_given_twice_is_refused(base: Model) -> None:
     assert refusal(base, "lowrank", "lowrank").code == "IA403"
 

@@ -67,6 +67,25 @@ def test_a_setting_that_would_change_the_result_is_named(
     assert setting in error.where
 
 
+@pytest.mark.parametrize(
+    "settings", [{"lora_alpha": "8"}, {"lora_alpha": True}, {"alpha_pattern": {"q_proj": "4"}}]
+)
+def test_an_alpha_that_is_no_number_is_refused(
+    llamas: tuple[Any, Any], saved: Path, settings: dict[str, Any]
+) -> None:
+    error = refusal(llamas[1], change_settings(saved, **settings))
+    assert error.code == "IA426"
+
+
+def test_weights_that_are_integers_are_refused(llamas: tuple[Any, Any], saved: Path) -> None:
+    def rounded(tensors: dict[str, Any]) -> None:
+        for key, tensor in tensors.items():
+            tensors[key] = (tensor * 100).to(torch.int8)
+
+    error = refusal(llamas[1], change_tensors(saved, rounded))
+    assert (error.code, "int8" in error.why) == ("IA411", True)
+
+
 def test_a_key_that_is_no_lora_s_is_named(llamas: tuple[Any, Any], saved: Path) -> None:
     key = f"{FIRST}.lora_C.weight"
     change_tensors(saved, lambda t: t.update({key: torch.ones(1)}))

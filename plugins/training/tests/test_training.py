@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -160,6 +161,8 @@ def test_accumulated_forwards_make_the_step_of_one_large_batch(
     [
         ({"steps": 0}, "IA605"),
         ({"batch_size": 0}, "IA605"),
+        ({"learning_rate": -1.0}, "IA605"),
+        ({"learning_rate": math.nan}, "IA605"),
         ({"adapter": "nobody"}, "IA403"),
         ({"resume": True}, "IA603"),
         ({"data": "lines.jsonl"}, "IA605"),
@@ -175,6 +178,23 @@ def test_what_cannot_be_trained_leaves_nothing_behind(
         train(model, **(settings | breakage))
     assert not (tmp_path / "out").exists()
     assert same(before, learned(model))
+
+
+def test_a_place_that_can_t_be_saved_in_is_refused_before_the_first_step(
+    base: Any, examples: list[Example], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    steps: list[int] = []
+    for out in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(InarchError, match="IA605"):
+            train(
+                fresh(base),
+                examples,
+                adapter="mine",
+                out=out,
+                on_step=lambda step, _: steps.append(step),
+            )
+    assert steps == []
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_save(

@@ -282,6 +282,8 @@ def _check_fills(spec: AdapterSpec, edits: Iterable[Edit], header: WeightsHeader
             elif not _fits(header.shape(key), parameter, padded=name in edit.padded):
                 shapes = f"{list(header.shape(key))}, the site needs {list(parameter.shape)}"
                 wrong.append(f"{key} is {shapes}")
+            elif parameter.is_floating_point() and not header.dtype(key).is_floating_point:
+                wrong.append(f"{key} is {header.dtype(key)}, the site needs floating point")
     used = {key for edit in edits for key in edit.fills.values()} | set(header.used)
     wrong += [f"{key} finds no site" for key in sorted(keys - used)]
     if wrong:

@@ -9,11 +9,13 @@ import click
 
 from inarch.cli.output import Output, json_option
 
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
 
 @click.command()
 @click.argument("stack")
 @click.option("--with", "extra", metavar="ADAPTER[=SCALE]", multiple=True, help="Sum this up too.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder.")
+@click.option("--out", required=True, type=_FOLDER, help="A folder.")
 @click.option("--name", default="mix", show_default=True, help="What the sum is called.")
 @click.option("--rank", type=click.IntRange(1), help="The most it may have; exact without.")
 @click.option("--device", default="cpu", show_default=True)
@@ -39,6 +41,8 @@ def combine(
     from inarch.cli.target import opened
 
     _, adapted = opened(stack, extra, device=device)
+    if not adapted.adapters.names:
+        raise click.UsageError("There is nothing to sum up: name adapters, as --with pirate=0.7.")
     weights = dict.fromkeys(adapted.adapters.names, 1.0)
     model = adapted.combine(weights, name=name, rank=rank)
     model.save_adapter(name, out)

@@ -38,6 +38,14 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 0
+    except OSError as error:
+        if error.filename is None:  # no file of the user's
+            raise
+        why, where = error.strerror or str(error), str(error.filename)
+        what = "a file can't be read or written"
+        remedy = "name another place, or see to its permissions"
+        output.refuse(InarchError("IA707", what, where=where, why=why, remedy=remedy))
+        code = 1
     else:
         code = result if isinstance(result, int) else 0
     sys.exit(code)

@@ -35,6 +35,14 @@ def located(spec: AdapterSpec, listed: Index, family: str) -> tuple[AdapterEntry
     if entry is None:
         known = [*listed.adapters, *listed.weights]
         near = difflib.get_close_matches(spec.use, known, 3, 0.5)
+        if not near and Path(spec.use).exists():
+            raise InarchError(
+                "IA406",
+                f"`{spec.use}` is a path, and an adapter is named by the plugin that reads it",
+                where=spec.where or f"adapter `{spec.name}`",
+                why='its weights are told beside: use = "lora", weights = "FILE OR FOLDER"',
+                remedy=f'inarch.adapter("lora", weights="{spec.use}"), or the same in a stack file',
+            )
         raise InarchError(
             "IA406",
             f"no installed package has an adapter or weights `{spec.use}`",

@@ -56,8 +56,17 @@ def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
     """Refuse a setting that would change the result and that LoRA here does not have.
 
     Raises:
-        InarchError: IA424.
+        InarchError: IA424, and IA426 for an alpha that is no number.
     """
+    told = {name: settings.get(name) for name in ("lora_alpha", "alpha")}
+    for name, value in [*told.items(), *(settings.get("alpha_pattern") or {}).items()]:
+        if value is not None and type(value) not in (int, float):
+            raise InarchError(
+                "IA426",
+                f"the settings of the adapter say {json.dumps(value)} for a number",
+                where=f"{where}: {name}",
+                remedy="put the adapter_config.json beside it that it was saved with",
+            )
     named = [name for name in _UNSUPPORTED if settings.get(name)]
     if settings.get("peft_type", "LORA") not in KINDS:
         named = ["peft_type"]

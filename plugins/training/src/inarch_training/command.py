@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     "--with", "extra", metavar="ADAPTER[=SCALE]", multiple=True, help="Act too, and stay as is."
 )
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="JSON lines.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder.",
+)
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="Of the plugin.")
 @click.option("--rank", type=click.IntRange(1), help="The same as --option rank=N.")
 @click.option("--steps", default=200, show_default=True, type=click.IntRange(1))
@@ -78,7 +83,7 @@ def train(
     Ctrl-C saves; the same command with --resume goes on. Several processes share the work:
 
     
-    torchrun --nproc-per-node 2 -m inarch train smollm2 --data pirate.jsonl --out pirate
+    torchrun --nproc-per-node 2 -m inarch train smollm2 --data my.jsonl --out mine
     """
     import inarch
     from inarch.distribute.processes import joined

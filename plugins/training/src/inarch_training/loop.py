@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -92,7 +93,11 @@ def train(
         InarchError: IA6xx for data, settings or a state that don't fit, IA403 for no such adapter.
     """
     _check(steps=steps, batch_size=batch_size, accumulate=accumulate, save_every=save_every)
+    if not 0 <= learning_rate < math.inf:
+        what = f"learning_rate must be at least 0 and finite, not {learning_rate}"
+        raise InarchError("IA605", what, where="learning_rate", remedy="learning_rate=1e-3")
     member, folder = model.adapters[adapter], Path(out)
+    _refuse_unwritable(folder)
     examples = data if isinstance(data, list) else _read(model, data, max_length)
     with _only(model, adapter):
         parameters = member.parameters()
@@ -223,6 +228,19 @@ def _check(**counts: int) -> None:
             raise InarchError(
                 "IA605", f"{name} must be at least 1, not {value}", where=name, remedy=f"{name}=1"
             )
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that can't be saved into before anything was learned."""
+    place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InarchError(
+            "IA605",
+            f"what is trained can't be saved in `{folder}`",
+            where=str(place),
+            why="it can't be written to" if place.is_dir() else "it is no folder",
+            remedy="name another folder",
+        )
 
 
 def _resumed(facts: dict[str, Any], settings: dict[str, int], folder: Path) -> list[float]:
