@@ -9,8 +9,6 @@ run on the CPU whatever the device.
 from __future__ import annotations
 
 import datetime
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from benchmarks import models
 from benchmarks.measure import Setting, bandwidth
 from benchmarks.result import Mark, Result, Table, Workload, result_of
 from inarch.adapters import Model
+from inarch.testing.workers import side_by_side
 
 WORKLOAD = Workload(
     "B14",
@@ -97,24 +96,8 @@ def _restored(where: Path, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _both(where: Path, plans: Sequence[str]) -> list[dict[str, Any]]:
     """What each of two gloo processes found."""
     code = "from benchmarks.b14_processes import work; work({}, {!r}, {!r})"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code.format(rank, str(where), tuple(plans))],
-            cwd=models.ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for worker in workers:
-            said, _ = worker.communicate(timeout=300)
-            if worker.returncode:
-                raise RuntimeError(said)
-    finally:
-        for worker in workers:
-            worker.kill()
+    given = [code.format(rank, str(where), tuple(plans)) for rank in range(2)]
+    side_by_side([["-W", "ignore", "-c", one] for one in given], folder=models.ROOT)
     return torch.load(where / "found.pt", weights_only=False)
 
 

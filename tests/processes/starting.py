@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from inarch.testing.workers import side_by_side
 
 WORKER = Path(__file__).with_name("worker.py")
 COMMANDER = Path(__file__).with_name("command_worker.py")
@@ -21,7 +20,7 @@ def asked_of(size: int, tasks: Sequence[Sequence[str]], folder: Path) -> list[di
     """What each of several gloo processes found, by task."""
     folder.mkdir(exist_ok=True)
     (folder / "asked.json").write_text(json.dumps(tasks))
-    _done([[str(WORKER), str(rank), str(size), str(folder)] for rank in range(size)])
+    side_by_side([[str(WORKER), str(rank), str(size), str(folder)] for rank in range(size)])
     return torch.load(folder / "found.pt", weights_only=False)
 
 
@@ -29,29 +28,8 @@ def said_of(commands: Sequence[Sequence[str]], folder: Path) -> list[list[Any]]:
     """How each of two processes ended every command, and what it printed."""
     (folder / "commands.json").write_text(json.dumps(commands))
     ports = _ports(len(commands))
-    _done([[str(COMMANDER), str(rank), str(folder), *ports] for rank in range(2)])
+    side_by_side([[str(COMMANDER), str(rank), str(folder), *ports] for rank in range(2)])
     return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
-
-
-def _done(scripts: Sequence[Sequence[str]]) -> None:
-    """Run scripts side by side, which must all end well."""
-    workers = [
-        subprocess.Popen(
-            [sys.executable, *script],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for script in scripts
-    ]
-    try:
-        for worker in workers:
-            said, _ = worker.communicate(timeout=300)
-            assert worker.returncode == 0, said
-    finally:
-        for worker in workers:
-            worker.kill()
 
 
 def _ports(count: int) -> list[str]:

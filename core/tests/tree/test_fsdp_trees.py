@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fsdp_worker import batch, loss_of, tree_of
+
+from inarch.testing.workers import side_by_side
 
 WORKER = Path(__file__).with_name("fsdp_worker.py")
 
@@ -19,25 +18,8 @@ def found(tmp_path_factory):
     """What two processes found, by kind of tree."""
     folder = tmp_path_factory.mktemp("fsdp")
     result = folder / "result.pt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [str(folder / "meeting"), str(result)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for worker in workers:
-            said, _ = worker.communicate(timeout=90)
-            assert worker.returncode == 0, said
-    finally:
-        for worker in workers:
-            worker.kill()
+    side_by_side([[str(WORKER), str(rank), *arguments] for rank in range(2)], seconds=90)
     return torch.load(result, weights_only=True)
 
 
