@@ -79,6 +79,7 @@ class Bottleneck(Adapter):
     Options = Options
     options: Options
     for_training = Options.__struct_fields__
+    by_header = True
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         blocks = [site.address for site in sites.find(["block"])]

@@ -38,6 +38,7 @@ class IA3(Adapter):
     Options = Options
     options: Options
     for_training = Options.__struct_fields__
+    by_header = True
 
     def __init__(self, name: str, options: Options) -> None:
         super().__init__(name, options)

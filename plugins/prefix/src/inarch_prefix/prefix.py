@@ -177,6 +177,7 @@ class PrefixTuning(Adapter):
     Options = Options
     options: Options
     for_training = Options.__struct_fields__
+    by_header = True
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         attention = self._attention = attention_of(sites)

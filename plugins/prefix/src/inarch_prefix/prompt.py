@@ -100,6 +100,7 @@ class PromptTuning(Adapter):
     Options = Options
     options: Options
     for_training = Options.__struct_fields__
+    by_header = True
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         embedding, positions, final = (

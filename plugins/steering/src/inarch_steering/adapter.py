@@ -68,6 +68,7 @@ class Steering(Adapter):
     Options = Options
     options: Options
     for_training = Options.__struct_fields__
+    by_header = True
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         if weights is None:
