@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,8 @@ def load(
             checkpoint that a package ships (`inarch models` lists them), or `owner/name` on the
             hub with the extra `hub` installed.
         device: as torch names it.
-        dtype: of the weights, such as "bfloat16"; None keeps the file's own.
+        dtype: of the weights, such as "bfloat16"; None keeps the file's own, or the one of its
+            own that its configuration names where it has several.
         packed: see `Model.packed`.
         channels_last: lay out convolutions of images channels last, as a GPU's tensor cores work
             on them in half precision.
@@ -60,8 +63,8 @@ def load(
     for name, tree in trees.items():
         prefix = f"{name}." if name else ""
         stored = _stored(checkpoint, prefix)
-        wanted = family.dtype_of(config, name, kind or stored)
-        asked = None if kind is None and wanted == stored else wanted
+        wanted = family.dtype_of(config, name, kind or _common(stored, checkpoint.config))
+        asked = None if kind is None and stored <= {wanted} else wanted
         fill(tree, checkpoint, asked, place, ignored=family.ignored, prefix=prefix)
         tree.requires_grad_(False).eval()
         if channels_last:
@@ -77,10 +80,23 @@ def load(
     return model.packed() if packed else model
 
 
-def _stored(checkpoint: Checkpoint, prefix: str) -> torch.dtype:
-    """The dtype of a tree's first floating-point tensor in its file."""
+def _stored(checkpoint: Checkpoint, prefix: str) -> set[torch.dtype]:
+    """The floating-point dtypes of a tree's tensors in its file."""
     infos = (i for n, i in checkpoint.tensors.items() if n.startswith(prefix))
-    return next((i.dtype for i in infos if i.dtype.is_floating_point), torch.float32)
+    return {i.dtype for i in infos if i.dtype.is_floating_point}
+
+
+def _common(stored: set[torch.dtype], config: Mapping[str, Any]) -> torch.dtype:
+    """The one dtype that a tree runs in.
+
+    Of several it is the configuration's, as transformers has it, or the one that holds them all.
+    Eight bits are for storing; bfloat16 has all their values.
+    """
+    kinds = {kind for kind in stored if kind.itemsize > 1}
+    if len(kinds) > 1:
+        told = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+        kinds = {told} if told in kinds else {functools.reduce(torch.promote_types, kinds)}
+    return next(iter(kinds), torch.bfloat16 if stored else torch.float32)
 
 
 def _located(source: str | Path) -> Path:
@@ -152,7 +168,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     )
     if found is None and dtype is None:
         return None
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
         raise InarchError(
             "IA209",
             f"`{dtype}` is no dtype of weights",

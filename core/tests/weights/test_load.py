@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import inarch
@@ -73,7 +73,32 @@ def test_building_draws_no_random_number(folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "bf16", "", torch.int64, 3])
+@pytest.mark.parametrize(
+    ("weight", "bias", "told", "expected"),
+    [
+        (torch.bfloat16, torch.float32, None, torch.float32),
+        (torch.bfloat16, torch.float32, "bfloat16", torch.bfloat16),
+        (torch.bfloat16, torch.float16, None, torch.float32),
+        (torch.float16, torch.float16, "float32", torch.float16),
+        (torch.float8_e4m3fn, torch.float16, None, torch.float16),
+        (torch.float8_e4m3fn, torch.float8_e5m2, None, torch.bfloat16),
+    ],
+)
+def test_a_file_of_several_dtypes_is_a_model_of_one(
+    folder: Path, weight: torch.dtype, bias: torch.dtype, told: str | None, expected: torch.dtype
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    stored = {name: t.to(bias if "bias" in name else weight) for name, t in tensors.items()}
+    save_file(stored, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | ({"dtype": told} if told else {})))
+    model = inarch.load(folder)
+    assert {p.dtype for p in model.parameters()} == {expected}
+    assert all(torch.equal(model.state_dict()[n], t.to(expected)) for n, t in stored.items())
+    assert torch.isfinite(model.tree(torch.ones(2, 3, dtype=expected))).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bf16", "", "float8_e4m3fn", torch.int64, 3])
 def test_a_dtype_weights_can_t_have_is_refused(folder: Path, dtype: Any) -> None:
     assert refusal(folder, dtype=dtype).code == "IA209"
 

@@ -121,6 +121,15 @@ def test_weights_take_the_dtype_asked_for(tmp_path: Path, dtype: torch.dtype) ->
     assert torch.equal(model.tree.lm_head.weight, expected)
 
 
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
+def test_norms_of_more_bits_than_the_layers_have_run_with_them(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "model.gguf", kind)
+    model = inarch.load(tmp_path / "model.gguf")
+    exact = inarch.load(tmp_path / "model.gguf", dtype="float32")
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(ids), exact(ids))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_equal_those_transformers_gives_from_the_same_file(
     tmp_path: Path, tied: bool
