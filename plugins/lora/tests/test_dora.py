@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import inarch
 from inarch.adapters import Model
@@ -244,3 +245,19 @@ def test_while_it_learns_the_norm_is_never_kept(layered: tuple[Any, ...], tmp_pa
     assert edge.memory.kept is None
     with torch.no_grad():
         torch.testing.assert_close(adapted.tree(x), learnt)
+
+
+@torch.no_grad()
+def test_the_layer_is_computed_once(layered: tuple[Any, ...], tmp_path: Path) -> None:
+    _, _, ours, x = layered
+    _, adapted, x = peft_dora(layered, tmp_path)
+    adapted.tree(x)  # which also makes the norm
+    counts: list[int] = []
+    for model in (ours, adapted):
+        with FlopCounterMode(display=False) as counter:
+            model.tree(x)
+        counts.append(counter.get_total_flops())
+    edge = adapted.adapters["lora"].modules["layer"]
+    with FlopCounterMode(display=False) as counter:
+        edge.up(edge.down(x, edge.pair()[0]), edge.pair()[1], None, 1.0)
+    assert counts[1] - counts[0] == counter.get_total_flops()

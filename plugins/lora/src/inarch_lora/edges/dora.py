@@ -11,7 +11,7 @@ Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv:24
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from inarch.adapters.placement import SUMMED, Placement, Split, shard
-from inarch_lora.edges.joint import gathering, learns
+from inarch_lora.edges.joint import alone, gathering, learns
 from inarch_lora.edges.layer import Layer
 from inarch_lora.edges.lora import ConvLoRA, EmbeddingLoRA, LinearLoRA, LoRAEdge, TransposedLoRA
 from inarch_lora.edges.site import squares
@@ -99,16 +99,36 @@ class DoRAEdge(LoRAEdge):
                 norm = self._norm(1.0)
                 self.lora_magnitude_vector.copy_(norm.view_as(self.lora_magnitude_vector))
 
+    @property
+    def joins(self) -> Hashable:
+        """Each reads its own norm, so several act in turn; the first has the layer's output."""
+        return "in turn"
+
+    @classmethod
+    def joined(cls, modules: Sequence[DoRAEdge], onto: nn.Module | None) -> JointDoRA:
+        return JointDoRA(modules, onto)
+
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         x = self.dropped(x)
+        term = self.term(x, self.layer.run(x, self.base_weight()))
+        return term if plus is None else plus + term
+
+    def term(self, x: Tensor, product: Tensor) -> Tensor:
+        """What is added to the layer's output for `x`, of which `product` is W x alone."""
         strength = self.whole_scale()
         ratio = self.layer.along_outputs(self._ratio(strength))
         first, second = self.pair()
         low = self.up(self.down(x, first), second, None, 1.0)
-        term = (ratio - 1) * self.layer.run(x, self.base_weight()) + ratio * low * strength
+        term = (ratio - 1) * product + ratio * low * strength
         if self.bias is not None:
             term = term + self.along_outputs(self.bias) * self.acting()
-        return term if plus is None else plus + term
+        return term
+
+    def onto(self, x: Tensor, output: Tensor, layer: nn.Module) -> Tensor:
+        """The layer's own output for `x` with the term, which needs no second product with W."""
+        bias = getattr(layer, "bias", None)
+        product = output if bias is None else output - self.layer.along_outputs(bias)
+        return output + self.term(x, product)
 
     def _ratio(self, strength: float | Tensor) -> Tensor:
         """Magnitude over norm, for each output; a row of zeros has no direction to stretch."""
@@ -152,6 +172,31 @@ class DoRAEdge(LoRAEdge):
         changed = weight + strength * self.layer.rows(self.product())
         delta = self._ratio(strength).float().unsqueeze(1) * changed - weight
         return {"weight": self.layer.laid_out(delta), **self.bias_deltas()}
+
+
+class JointDoRA:
+    """Computes the terms beside one layer, the first of them from the layer's output, as PEFT does.
+
+    Where it drops inputs, or is watched by a hook, it is called as a module.
+
+    Args:
+        terms: in the order of the sum.
+        onto: the layer whose output the sum so far is, or None.
+    """
+
+    def __init__(self, terms: Sequence[DoRAEdge], onto: nn.Module | None) -> None:
+        self.terms, self.layer = tuple(terms), onto
+
+    def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
+        first, *rest = self.terms
+        layer = self.layer
+        if plus is None or layer is None or layer is not first.base() or alone(first):
+            total = first(x, plus=plus)
+        else:
+            total = first.onto(x, plus, layer)
+        for term in rest:
+            total = term(x, plus=total)
+        return total
 
 
 class LinearDoRA(DoRAEdge, LinearLoRA):

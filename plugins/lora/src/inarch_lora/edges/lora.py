@@ -95,14 +95,16 @@ class LoRAEdge(SiteEdge):
         return tensor[:, : tensor.shape[1] * self.rank // room] if name == second else tensor
 
     @property
-    def joins(self) -> Hashable:
-        """What stands beside one layer has its sizes, so any may be one of rank sum with others.
-
-        Biases, and what computes otherwise, stand alone.
-        """
+    def plain(self) -> bool:
+        """Whether it is B A: no biases, and nothing that is computed otherwise."""
         held = self._parameters
-        plain = type(self).forward is LoRAEdge.forward
-        return (plain and held["lora_B_bias"] is None and held["bias"] is None) or None
+        own = type(self).forward is LoRAEdge.forward
+        return own and held["lora_B_bias"] is None and held["bias"] is None
+
+    @property
+    def joins(self) -> Hashable:
+        """What stands beside one layer has its sizes, so any may be one of rank sum with others."""
+        return self.plain or None
 
     @classmethod
     def joined(cls, modules: Sequence[LoRAEdge], onto: nn.Module | None) -> JointLoRA | LoneLoRA:
@@ -110,7 +112,7 @@ class LoRAEdge(SiteEdge):
 
     def on_rows(self, rows: Iterable[int], count: int) -> nn.Module:
         own = tuple(rows)
-        return super().on_rows(own, count) if self.joins is None else RowLoRA(self, own, count)
+        return RowLoRA(self, own, count) if self.plain else super().on_rows(own, count)
 
     def reset_parameters(self) -> None:
         """A as PEFT draws it, everything else zero: the term adds nothing yet."""
@@ -318,9 +320,9 @@ class ConvLoRA(LoRAEdge):
         self.convolve, self.geometry, self.groups = layer.convolve, layer.geometry, layer.groups
 
     @property
-    def joins(self) -> Hashable:
+    def plain(self) -> bool:
         # A grouped convolution's B has the ranks of each group apart, not side by side.
-        return super().joins if self.groups == 1 else None
+        return super().plain and self.groups == 1
 
     def pair(self) -> tuple[Tensor, Tensor]:
         return self.lora_A, self.lora_B
