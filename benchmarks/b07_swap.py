@@ -118,11 +118,12 @@ def _times(
     target = torch.empty_like(source)
     mine, others, news = (itertools.cycle(folders.values()) for _ in range(3))
     device, slot = str(setting.device), ours.adapters["one"].slot
+    kind = type(ours.adapters["one"].adapter)
 
     def anew() -> None:
-        known, slot.patterns = slot.patterns, ()
+        known, slot.patterns, kind.by_header = slot.patterns, (), False
         ours.swap("one", next(news))
-        slot.patterns = known
+        slot.patterns, kind.by_header = known, True
 
     runs = {
         "copy": lambda: target.copy_(source),

@@ -125,6 +125,9 @@ def test_an_adapter_is_brought_to_the_gpu_by_one_copy_and_swapped_by_one_there(
         assert dict(copies.made) == {("cuda", "cuda"): 2}  # of the weights, and of the scalings
         expected = here.adapt(inarch.adapter("lora", weights=files[i]))(ids)
         torch.testing.assert_close(model(ids.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
+    with Copies() as copies:  # of a header that is known, since it was prepared
+        model.swap("lora", files[0])
+    assert (copies.made["cpu", "cuda"], copies.made["cuda", "cuda"]) == (1, 2)
     assert addresses == [p.data_ptr() for p in model.parameters()]
 
 

@@ -200,7 +200,9 @@ def pattern_of(
     except (OSError, ValueError):
         return None
     rooms = [_room(flat, files, header) for flat in flats if files.keys() & flat.spans]
-    kept = [flat for flat in flats if not files.keys() & flat.spans]
+    kept = [Flat(f.whole.clone(), f.spans) for f in flats if not files.keys() & f.spans]
+    if not files.keys() <= {key for room in rooms for key in room.spans}:
+        return None
     return Pattern(
         replace(draft, edits=(), header=None),
         header.of(header.path, header.stamp),
@@ -212,7 +214,7 @@ def pattern_of(
         model.pristine,
         rooms,
         kept,
-        buffers,
+        [(store, name, value.clone()) for store, name, value in buffers],
         settings,
     )
 

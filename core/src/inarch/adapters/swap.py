@@ -27,7 +27,7 @@ from inarch.adapters.memory import (
     parameters,
     parts,
 )
-from inarch.adapters.pattern import Buffers, Settings, pattern_of
+from inarch.adapters.pattern import Buffers, Pattern, Settings, pattern_of
 from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
 from inarch.plugins.wanted import located
@@ -38,6 +38,7 @@ from inarch.tree.program import Registry, adopt
 if TYPE_CHECKING:
     from inarch.adapters.member import Member
     from inarch.adapters.model import Model
+    from inarch.stack import AdapterSpec
 
 _OWN = frozenset({*vars(nn.Module()), "strength", "_compiled_call_impl"})
 _WHOLE = frozenset({nn.Parameter, Tensor})
@@ -117,6 +118,8 @@ def prepared(model: Model, member: Member, weights: str | Path) -> Filling:
             remedy=f'model.swap("{member.name}", "other.safetensors")',
         )
     _refuse_fixed(member)
+    if not member.slot.patterns:
+        _know(member.slot, _own_pattern(model, member))
     for known in member.slot.patterns:
         like = known.of(model, member, Path(weights))
         if like is not None:
@@ -136,17 +139,36 @@ def prepared(model: Model, member: Member, weights: str | Path) -> Filling:
     facts = [fact for key in theirs for fact in _unlike(own[key], theirs[key])]
     if facts:
         raise _no_swap(member, facts, str(weights))
-    pairs = [pair for key in theirs for pair in _modules(own[key], theirs[key])]
+    beside = _beside([pair for key in theirs for pair in _modules(own[key], theirs[key])])
+    _know(member.slot, pattern_of(draft, model, member, flats, *beside))
+    return _filling(member, draft, flats, *beside)
+
+
+def _beside(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> tuple[Buffers, Settings]:
+    """What modules are to take over from others that isn't in the adapter's memory."""
     buffers = [one for old, new in pairs for one in _buffers(old, new)]
     settings = [
         (old, {name: getattr(new, name) for name in _from_file(old)})
         for old, new in pairs
         if _from_file(old)
     ]
-    new = pattern_of(draft, model, member, flats, buffers, settings)
-    if new is not None:
-        member.slot.patterns = (new, *member.slot.patterns[: _PATTERNS - 1])
-    return _filling(member, draft, flats, buffers, settings)
+    return buffers, settings
+
+
+def _know(slot: Slot, pattern: Pattern | None) -> None:
+    if pattern is not None:
+        slot.patterns = (pattern, *slot.patterns[: _PATTERNS - 1])
+
+
+def _own_pattern(model: Model, member: Member) -> Pattern | None:
+    """The pattern of the file an adapter was made of, if that is what it holds."""
+    content, modules = member.slot.content, list(_modules_of(member.edits))
+    if content.header is None or content.weights is None or member.entry is None:
+        return None
+    spec = _spec(member, content.use, content.weights)
+    draft = Draft(spec, member.kind, member.entry, content.adapter, content.header, member.edits)
+    beside = _beside([(module, module) for module in modules])
+    return pattern_of(draft, model, member, member.slot.flats, *beside)
 
 
 def _filling(
@@ -215,19 +237,18 @@ def _draft(model: Model, member: Member, weights: str | Path) -> Draft:
     """What `adapt` would make of the weights, with the options the member has."""
     listed, told = installed(), str(weights)
     shipped = told in listed.weights and not Path(told).exists()
-    fresh = member.adapter.for_training
-    spec = replace(
-        member.asked,
-        options={k: v for k, v in member.spec.options.items() if k not in fresh},
-        use=told if shipped else member.kind,
-        weights=None if shipped else told,
-        where="",
-    )
+    spec = _spec(member, told if shipped else member.kind, None if shipped else told)
     entry, _ = located(spec, listed, model.family)
     if entry.id != member.kind:
         why = f"`{told}` are weights of {entry.id}, and it is of kind {member.kind}"
         raise _no_swap(member, [why], told)
     return draft_of(spec, model)
+
+
+def _spec(member: Member, use: str, weights: str | None) -> AdapterSpec:
+    fresh, now = member.adapter.for_training, member.spec.options
+    options = {k: v for k, v in now.items() if k not in fresh}
+    return replace(member.asked, options=options, use=use, weights=weights, where="")
 
 
 def _by_key(edits: Sequence[Edit]) -> dict[Key, Edit]:
@@ -314,6 +335,12 @@ def _unlike(old: Edit, new: Edit) -> Iterator[str]:
 def _modules(old: Edit, new: Edit) -> Iterator[tuple[nn.Module, nn.Module]]:
     for (_, one), (_, two) in zip(parts(old), parts(new), strict=True):
         yield from zip(one.modules(), two.modules(), strict=True)
+
+
+def _modules_of(edits: Sequence[Edit]) -> Iterator[nn.Module]:
+    for edit in edits:
+        for _, part in parts(edit):
+            yield from part.modules()
 
 
 def _from_file(module: nn.Module) -> tuple[str, ...]:
