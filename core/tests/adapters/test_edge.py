@@ -20,7 +20,6 @@ def test_a_twin_is_filled_and_changed_by_itself() -> None:
     second = first.twin()
     second._parameters["weight"] = nn.Parameter(torch.ones(3))
     second.rescale(2.0)
-    second.place(torch.device("cpu"))
     second.train(False)
     second.register_forward_hook(lambda *_: None)
     assert first.weight.sum() == 0

@@ -54,7 +54,7 @@ def combined(
     after = [a for m in members for a in m.after if a not in gone]
     before = [b for m in members for b in m.before if b not in gone]
     spec = AdapterSpec(first.kind, None, name, after=_once(after), before=_once(before))
-    slot = Slot.of(content, edits, flats)
+    slot = Slot(content, edits, flats)
     member = Member(name, first.kind, spec, edits, modules_of(edits), slot, entry=first.entry)
     member.trainable = False
     found: list[Member] = []

@@ -21,6 +21,20 @@ def scalar(value: float, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=device)
 
 
+def rescale(edges: Iterable[Edge], value: float) -> None:
+    """Set the strength of an adapter's edges in place; every model that holds them follows."""
+    strength, scales = float(value), dict[int, Tensor]()
+    for edge in edges:
+        edge.__dict__["strength"] = strength
+        scale = edge._buffers["scale"]
+        if scale is not None:
+            scales[id(scale)] = scale
+    for scale in scales.values():
+        if not scale.is_meta:
+            with torch.no_grad():
+                scale.fill_(strength)
+
+
 @runtime_checkable
 class Settled(Protocol):
     """A module of an adapter that is told when its parameters are filled: see `Edge.settle`."""
@@ -33,7 +47,8 @@ class Edge(nn.Module):
 
     Attributes:
         scale: the user's scale as a 0-dim float32 buffer, outside of the state dict. Compiled code
-            multiplies by it, so that another scale recompiles nothing.
+            multiplies by it, so that another scale recompiles nothing. One tensor serves all edges
+            of an adapter.
         strength: the same as a Python float, which eager code folds into an operation it
             does anyway.
         from_file: names of other plain attributes that a file decides and compiled code doesn't
@@ -66,15 +81,16 @@ class Edge(nn.Module):
         return twin
 
     def rescale(self, value: float) -> None:
-        """Set the strength in place; every model that holds this edge follows."""
+        """Set the strength of this edge alone; every model that holds it follows."""
         self.strength = float(value)
-        if not self.scale.is_meta:
-            with torch.no_grad():
-                self.scale.fill_(value)
+        self._buffers["scale"] = scalar(value, self.scale.device)
 
-    def place(self, device: torch.device) -> None:
-        """Put the scale on a device, with the value it has."""
-        self.scale = scalar(self.strength, device)
+    def numbers(self) -> Mapping[str, float]:
+        """Its other 0-dim float32 buffers by their names, and what is to be in each.
+
+        Asked before it is settled; a file that is swapped in is asked anew.
+        """
+        return {}
 
     def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
         """Told, once its parameters are filled, of the base's module at the site.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from inarch.adapters.adapter import Adapter, SiteView
-from inarch.adapters.edge import Edge, Settled
+from inarch.adapters.edge import Edge, Settled, rescale
 from inarch.adapters.member import Member
 from inarch.adapters.memory import materialise, parameters, parts, placement
 from inarch.adapters.slot import Content, Slot
@@ -133,13 +133,11 @@ def filled(draft: Draft, model: Model) -> Member:
         spec,
         draft.edits if inner is None else _around(draft, inner.tree),
         modules,
-        Slot.of(Content.of(draft), draft.edits, flats),
+        Slot(Content.of(draft), draft.edits, flats),
         entry=draft.entry,
         inner=inner,
     )
-    for edge in member.edges:
-        edge.strength = spec.scale
-        edge.rescale(spec.scale)
+    rescale(member.edges, spec.scale)
     member.trainable = header is None
     return member
 
@@ -249,7 +247,9 @@ def modules_of(edits: Iterable[Edit]) -> dict[str, nn.Module]:
     """The modules that edits bring, by the address each stands at."""
     modules: dict[str, nn.Module] = {}
     for edit in edits:
-        for label, module in parts(edit):
+        step = edit.step
+        brought = [("", step)] if isinstance(step, nn.Module) else parts(edit)
+        for label, module in brought:
             at = edit.label if edit.kind == "provide" else ""
             address = ".".join(part for part in (edit.address, at, label) if part)
             if modules.setdefault(address, module) is not module:

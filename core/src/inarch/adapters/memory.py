@@ -9,99 +9,56 @@ it were alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inarch.adapters.adapter import SiteView
-from inarch.adapters.edge import Edge, Settled
+from inarch.adapters.edge import Edge, Settled, scalar
+from inarch.adapters.flat import Flat, Key, Shape
 from inarch.tree import Edit
 from inarch.tree.steps import Labelled, walk
 from inarch.weights import WeightsHeader
-
-_ALIGNMENT = 64
-"""Bytes between the beginnings of parameters, which a wide load wants divided by 16."""
-
-Key = tuple[str, str, tuple[str, ...], str]
-"""A tensor of an adapter: its edit's address, kind and names, and its name in the step."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Flat:
-    """One allocation, and where in it each parameter lies.
-
-    Attributes:
-        whole: one-dimensional.
-        spans: the first element and the shape of each parameter.
-    """
-
-    whole: Tensor
-    spans: Mapping[Key, tuple[int, tuple[int, ...]]]
-
-    @classmethod
-    def of(
-        cls, shapes: Mapping[Key, tuple[int, ...]], dtype: torch.dtype, device: torch.device
-    ) -> Flat:
-        """Zeros with room for parameters of some shapes."""
-        step, end = max(1, _ALIGNMENT // dtype.itemsize), 0
-        spans: dict[Key, tuple[int, tuple[int, ...]]] = {}
-        for key, shape in sorted(shapes.items()):
-            spans[key] = (end, shape)
-            end += -(-prod(shape) // step) * step
-        return cls(torch.zeros(end, dtype=dtype, device=device), spans)
-
-    def like(self, device: torch.device | None = None) -> Flat:
-        """Zeros laid out the same."""
-        pinned = device is not None and device.type == "cpu" and self.whole.is_cuda
-        place = self.whole.device if device is None else device
-        whole = torch.zeros_like(self.whole, device=place, pin_memory=pinned)
-        return Flat(whole, self.spans)
-
-    def view(self, key: Key) -> Tensor:
-        start, shape = self.spans[key]
-        return self.whole[start : start + prod(shape)].view(shape)
-
-    def tensor(self, key: Key) -> Tensor:
-        """A tensor over a stretch, of its own: a view would be pickled with all of the rest."""
-        start, shape = self.spans[key]
-        part = self.whole[start : start + prod(shape)]
-        own = part.numel() and part.device.type in ("cpu", "cuda")
-        part = torch.from_dlpack(part) if own else part.data  # pyright: ignore[reportPrivateImportUsage]
-        return part.view(shape)
-
-    def addresses(self) -> list[int]:
-        """Where in memory each tensor lies that wasn't moved, cast or copied."""
-        begin, width = self.whole.data_ptr(), self.whole.dtype.itemsize
-        return [begin + start * width for start, _ in self.spans.values()]
-
 
 Store = dict[str, Any]
 """A module's parameters, or its buffers, by their names in it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class Place(NamedTuple):
     """Where a parameter or a buffer is registered: its owner's dict, and its name there."""
 
     store: Store
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Wanted:
+class _Standing(NamedTuple):
+    """A module that an edit brings, its name in the step, and where it stands."""
+
+    edit: Edit
+    name: str
+    module: nn.Module
+    site: nn.Module | None
+    device: torch.device
+    dtype: torch.dtype
+
+    def key(self, own: str) -> Key:
+        """Of its tensor of some name."""
+        return key_of(self.edit, f"{self.name}.{own}" if self.name else own)
+
+
+class _Wanted(NamedTuple):
     """A parameter that is to get memory, and what goes there."""
 
     key: Key
     module: nn.Module
-    place: Place
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
+    name: str
+    shape: Shape
     file: str | None
     copied: Tensor | None
+
+
+_Kind = tuple[torch.device, torch.dtype]
 
 
 def parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
@@ -120,7 +77,7 @@ def parts(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
 
 def parameters(edit: Edit) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """Each parameter: its name in the step, its owner, its name there, and itself."""
-    for label, module in _owners(edit):
+    for label, module in owners(edit):
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 yield f"{label}.{name}" if label else name, module, name, parameter
@@ -130,35 +87,38 @@ def key_of(edit: Edit, name: str = "") -> Key:
     return edit.address, edit.kind, edit.names, name
 
 
-def buffers(edit: Edit) -> Iterator[tuple[str, nn.Module, str]]:
-    """Each buffer of an edge beside its scale: its name in the step, its owner, its name there."""
-    for label, module in _owners(edit):
-        for name, buffer in module._buffers.items() if isinstance(module, Edge) else ():
-            if buffer is not None and name != "scale":
-                yield f"{label}.{name}" if label else name, module, name
-
-
-def _owners(edit: Edit) -> Iterator[tuple[str, nn.Module]]:
+def owners(edit: Edit) -> list[tuple[str, nn.Module]]:
     """Every module an edit brings, and those in it, each with its name in the step."""
-    for label, part in parts(edit):
-        if not part._modules:  # as almost all
-            yield label, part
-            continue
-        for path, module in part.named_modules():
-            yield ".".join(name for name in (label, path) if name), module
+    step = edit.step
+    if isinstance(step, nn.Module) and not step._modules:  # as almost all
+        return [("", step)]
+    return [
+        (".".join(name for name in (label, path) if name), module)
+        for label, part in parts(edit)
+        for path, module in part.named_modules()
+    ]
 
 
-def places(edits: Iterable[Edit], *, of_buffers: bool = False) -> dict[Key, Place]:
-    """Every parameter of some edits, or every buffer; one that two edits share is the first's."""
-    found: dict[Key, Place] = {}
-    seen: set[tuple[int, str]] = set()
+def places(edits: Iterable[Edit]) -> dict[Key, Place]:
+    """Every parameter of some edits and every buffer of their edges, beside the scale.
+
+    What two edits share is the first's.
+    """
+    stores: tuple[dict[Key, Place], dict[Key, Place]] = {}, {}
+    seen: set[int] = set()
     for edit in edits:
-        for name, module, own, *_ in buffers(edit) if of_buffers else parameters(edit):
-            if (id(module), own) not in seen:
-                seen.add((id(module), own))
-                store = module._buffers if of_buffers else module._parameters
-                found[key_of(edit, name)] = Place(store, own)
-    return found
+        for label, module in owners(edit):
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            held: list[Store] = [module._parameters]
+            held += [module._buffers] if isinstance(module, Edge) else []
+            for found, store in zip(stores, held, strict=False):
+                for name, tensor in store.items():
+                    if tensor is not None and (store is held[0] or name != "scale"):
+                        key = key_of(edit, f"{label}.{name}" if label else name)
+                        found[key] = Place(store, name)
+    return stores[0] | stores[1]
 
 
 @torch.inference_mode(False)  # whose tensors could neither be trained nor tell when they change
@@ -179,41 +139,136 @@ def materialise(
     Raises:
         InarchError: IA201 or IA202 for a file that was changed since its header was read.
     """
-    groups: dict[tuple[torch.device, torch.dtype], list[_Wanted]] = {}
-    for wanted in _wanted(edits, sites, header):
-        groups.setdefault((wanted.device, wanted.dtype), []).append(wanted)
+    standing = _standing(edits, sites)
     flats: list[Flat] = []
-    for group in groups.values():
-        flats.append(_room({w.key: (w.shape, w.dtype, w.device) for w in group}, like))
+    copied: set[nn.Module] = set()
+    for (device, dtype), group in _wanted(standing, sites, header).items():
+        flats.append(_room({w.key: w.shape for w in group}, dtype, device, like))
         _fill(flats[-1], group, header)
-    copied = {w.module for group in groups.values() for w in group if w.copied is not None}
+        copied.update([w.module for w in group if w.copied is not None])
+    numbered, others = _numbered(standing, like)
+    for one in standing:
+        _house(one)
+        if header is None and one.device.type != "meta" and one.module not in copied:
+            fresh = getattr(one.module, "reset_parameters", None)
+            if fresh is not None:
+                fresh()
+        _settle(one, loaded=header is not None)
+    return (*flats, *numbered, *_gathered(others, like))
+
+
+@torch.inference_mode(False)
+def housed(edits: Sequence[Edit], sites: SiteView) -> tuple[Flat, ...]:
+    """Bring parameters that have their values already into one memory, beside their sites."""
+    standing = _standing(edits, sites)
+    own = {s.key(n): Place(s.module._parameters, n) for s in standing for n in _held(s.module)}
+    flats = list(_gathered(own))
+    numbered, others = _numbered(standing)
+    for one in standing:
+        _settle(one, loaded=False)
+    return (*flats, *numbered, *_gathered(others))
+
+
+def _standing(edits: Iterable[Edit], sites: SiteView) -> list[_Standing]:
+    """Each module once, where it first stands."""
+    found: dict[int, _Standing] = {}
     for edit in edits:
-        _settle(edit, sites, loaded=header is not None, copied=copied)
-    return (*flats, *_gathered(places(edits, of_buffers=True), like))
+        device, dtype = placement(edit, sites)
+        site = sites.module_at(edit.address)
+        for name, module in owners(edit):
+            if id(module) not in found:
+                found[id(module)] = _Standing(edit, name, module, site, device, dtype)
+    return list(found.values())
+
+
+def _held(module: nn.Module) -> list[str]:
+    return [name for name, parameter in module._parameters.items() if parameter is not None]
+
+
+def _wanted(
+    standing: Iterable[_Standing], sites: SiteView, header: WeightsHeader | None
+) -> dict[_Kind, list[_Wanted]]:
+    """The parameters to fill, by the memory they are for."""
+    groups: dict[_Kind, list[_Wanted]] = {}
+    for one in standing:
+        edit, near = one.edit, groups.setdefault((one.device, one.dtype), [])
+        for own, parameter in one.module._parameters.items():
+            if parameter is None:
+                continue
+            key, shape = one.key(own), tuple(parameter.shape)
+            file = None if header is None else edit.fills.get(key[3])
+            if file is None and key[3] in edit.copies:
+                copied = _base_parameter(sites, edit.copies[key[3]]).detach()
+                group = groups.setdefault((copied.device, copied.dtype), [])
+                group.append(_Wanted(key, one.module, own, shape, None, copied))
+            else:
+                near.append(_Wanted(key, one.module, own, shape, file, None))
+    return {kind: group for kind, group in groups.items() if group}
 
 
 def _room(
-    wanted: Mapping[Key, tuple[tuple[int, ...], torch.dtype, torch.device]], like: Sequence[Flat]
+    shapes: Mapping[Key, Shape], dtype: torch.dtype, device: torch.device, like: Sequence[Flat]
 ) -> Flat:
     """Memory for tensors of one dtype and device, laid out as it is elsewhere if they are there."""
-    _, dtype, device = next(iter(wanted.values()))
     for flat in like:
-        if flat.whole.device == device and wanted.keys() <= flat.spans.keys():
+        if flat.whole.device == device and shapes.keys() <= flat.spans.keys():
             return flat.like()
-    return Flat.of({key: shape for key, (shape, _, _) in wanted.items()}, dtype, device)
+    return Flat.of(shapes, dtype, device)
+
+
+def _numbered(
+    standing: Iterable[_Standing], like: Sequence[Flat] = ()
+) -> tuple[list[Flat], dict[Key, Place]]:
+    """Give edges their scale, one tensor for all, and their other numbers.
+
+    Returns:
+        The memory of the numbers, and where edges have other buffers.
+    """
+    scales: dict[tuple[torch.device, float], Tensor] = {}
+    groups: dict[torch.device, dict[Key, tuple[Store, str, float]]] = {}
+    others: dict[Key, Place] = {}
+    for one in standing:
+        edge = one.module
+        if not isinstance(edge, Edge):
+            continue
+        held, numbers, kind = edge._buffers, edge.numbers(), (one.device, edge.strength)
+        if kind not in scales:
+            scales[kind] = scalar(edge.strength, one.device)
+        held["scale"] = scales[kind]
+        group = groups.setdefault(one.device, {}) if numbers else {}
+        for name, value in numbers.items():
+            group[one.key(name)] = held, name, value
+        if len(held) > 1 + len(numbers):
+            rest = [name for name in held if name != "scale" and name not in numbers]
+            others.update({one.key(name): Place(held, name) for name in rest})
+    return [_written(device, group, like) for device, group in groups.items()], others
+
+
+def _written(
+    device: torch.device, group: Mapping[Key, tuple[Store, str, float]], like: Sequence[Flat]
+) -> Flat:
+    """Numbers brought to a device at once, each a buffer of its own."""
+    flat = _room(dict.fromkeys(group, ()), torch.float32, device, like)
+    if device.type != "meta":
+        starts = torch.tensor([flat.spans[key][0] for key in group], device=device)
+        values = torch.tensor([value for _, _, value in group.values()], device=device)
+        flat.whole[starts] = values
+    for (store, name, _), number in zip(group.values(), flat.tensors(group), strict=True):
+        store[name] = number
+    return flat
 
 
 def _gathered(found: Mapping[Key, Place], like: Sequence[Flat] = ()) -> Iterator[Flat]:
     """Tensors that have values already, brought together."""
-    groups: dict[tuple[torch.device, torch.dtype], dict[Key, Tensor]] = {}
+    groups: dict[_Kind, dict[Key, Tensor]] = {}
     for key, place in found.items():
-        tensor: Tensor = place.store[place.name]
-        groups.setdefault((tensor.device, tensor.dtype), {})[key] = tensor
-    for group in groups.values():
-        flat = _room({k: (tuple(t.shape), t.dtype, t.device) for k, t in group.items()}, like)
-        for key, value in group.items():
+        tensor: Tensor | None = place.store[place.name]
+        if tensor is not None:
+            groups.setdefault((tensor.device, tensor.dtype), {})[key] = tensor
+    for (device, dtype), group in groups.items():
+        flat = _room({k: tuple(t.shape) for k, t in group.items()}, dtype, device, like)
+        for (key, value), made in zip(group.items(), flat.tensors(group), strict=True):
             flat.view(key).copy_(value.detach())
-            made = flat.tensor(key)
             is_parameter = isinstance(value, nn.Parameter)
             found[key].store[found[key].name] = (
                 nn.Parameter(made, requires_grad=False) if is_parameter else made
@@ -221,101 +276,57 @@ def _gathered(found: Mapping[Key, Place], like: Sequence[Flat] = ()) -> Iterator
         yield flat
 
 
-@torch.inference_mode(False)
-def housed(edits: Sequence[Edit], sites: SiteView) -> tuple[Flat, ...]:
-    """Bring parameters that have their values already into one memory, beside their sites."""
-    flats = list(_gathered(places(edits)))
-    for edit in edits:
-        device, _ = placement(edit, sites)
-        for _, part in parts(edit):
-            for module in part.modules():
-                _stand(module, sites.module_at(edit.address), device, loaded=False)
-            part.eval()
-    return (*flats, *_gathered(places(edits, of_buffers=True)))
-
-
-def _wanted(
-    edits: Iterable[Edit], sites: SiteView, header: WeightsHeader | None
-) -> Iterator[_Wanted]:
-    own = places(edits)
-    for edit in edits:
-        near = placement(edit, sites)
-        for name, module, _, parameter in parameters(edit):
-            key = key_of(edit, name)
-            if key not in own:
-                continue
-            file = None if header is None else edit.fills.get(name)
-            copied, (device, dtype) = None, near
-            if file is None and name in edit.copies:
-                copied = _base_parameter(sites, edit.copies[name]).detach()
-                device, dtype = copied.device, copied.dtype
-            shape = tuple(parameter.shape)
-            yield _Wanted(key, module, own[key], shape, dtype, device, file, copied)
-
-
-def _fill(flat: Flat, group: Iterable[_Wanted], header: WeightsHeader | None) -> None:
+def _fill(flat: Flat, group: Sequence[_Wanted], header: WeightsHeader | None) -> None:
     """The values of one allocation: gathered on the host where it is elsewhere, and brought once.
 
     A tensor of the file that is smaller than its parameter fills its beginning; see `Edit.padded`.
     """
-    group, device = list(group), flat.whole.device
+    device = flat.whole.device
     read = [w for w in group if w.file is not None and device.type != "meta"]
     staged = flat.like(torch.device("cpu")) if read and device.type != "cpu" else flat
     for wanted in read:
         if header is not None and wanted.file is not None:
             tensor = header.load(wanted.file, torch.device("cpu"), None)
             into = staged.view(wanted.key)
-            into[tuple(slice(size) for size in tensor.shape)].copy_(tensor)
+            if tensor.shape != wanted.shape:
+                into = into[tuple(slice(size) for size in tensor.shape)]
+            into.copy_(tensor)
     if staged is not flat:
         flat.whole.copy_(staged.whole)
     for wanted in group:
         if wanted.copied is not None:
             flat.view(wanted.key).copy_(wanted.copied)
-        parameter = nn.Parameter(flat.tensor(wanted.key), requires_grad=False)
-        wanted.place.store[wanted.place.name] = parameter
+    for wanted, made in zip(group, flat.tensors([w.key for w in group]), strict=True):
+        wanted.module._parameters[wanted.name] = nn.Parameter(made, requires_grad=False)
 
 
-def _settle(edit: Edit, sites: SiteView, *, loaded: bool, copied: set[nn.Module]) -> None:
-    """Buffers, first values and what depends on the base, once the parameters have memory."""
-    (device, _), site = placement(edit, sites), sites.module_at(edit.address)
-    drawn = not loaded and device.type != "meta"  # where there is nothing to draw into
-    for _, part in parts(edit):
-        for module in part.modules():
-            for own, buffer in module._buffers.items():
-                if buffer is not None and own != "scale":
-                    shape, dtype = buffer.shape, buffer.dtype
-                    made = torch.zeros(shape, dtype=dtype, device=device)
-                    module._buffers[own] = made if buffer.is_meta else buffer.to(device)
-            fresh = getattr(module, "reset_parameters", None)
-            if drawn and fresh is not None and module not in copied:
-                fresh()
-            _stand(module, site, device, loaded=loaded)
-        part.eval()
+def _house(one: _Standing) -> None:
+    """Give a module's own buffers memory beside the site; those of edges have theirs mostly."""
+    module, edge = one.module, isinstance(one.module, Edge)
+    for own, buffer in module._buffers.items():
+        if buffer is not None and not (edge and own == "scale") and buffer.device != one.device:
+            made = torch.zeros(buffer.shape, dtype=buffer.dtype, device=one.device)
+            module._buffers[own] = made if buffer.is_meta else buffer.to(one.device)
 
 
-def _stand(
-    module: nn.Module, site: nn.Module | None, device: torch.device, *, loaded: bool
-) -> None:
+def _settle(one: _Standing, *, loaded: bool) -> None:
     """Tell a module that is filled where it stands."""
-    if isinstance(module, Edge):
-        module.place(device)
-    if isinstance(module, Edge | Settled):
-        module.settle(site, loaded=loaded)
+    if isinstance(one.module, Edge | Settled):
+        one.module.settle(one.site, loaded=loaded)
 
 
-def placement(edit: Edit, sites: SiteView) -> tuple[torch.device, torch.dtype]:
+def placement(edit: Edit, sites: SiteView) -> _Kind:
     """The device and dtype of the weights at the site, or of the tree around it."""
     site = sites.all.get(edit.address)
-    parameter: Tensor | None = None
     if site is not None and site.module is not None:
-        own = (p for p in site.module._parameters.values() if p is not None)
-        parameter = next(own, None)
-        if parameter is None:
-            parameter = next(site.module.parameters(), None)
-    if parameter is None:
-        named = edit.address.partition(".")[0] if site is None else site.tree
-        tree = sites.trees.get(named) or next(iter(sites.trees.values()))
-        parameter = next(tree.parameters())
+        for parameter in site.module._parameters.values():
+            if parameter is not None:
+                return parameter.device, parameter.dtype
+        for parameter in site.module.parameters():
+            return parameter.device, parameter.dtype
+    named = edit.address.partition(".")[0] if site is None else site.tree
+    tree = sites.trees.get(named) or next(iter(sites.trees.values()))
+    parameter = next(tree.parameters())
     return parameter.device, parameter.dtype
 
 

@@ -21,7 +21,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from inarch.adapters.memory import Flat, Key, Store, key_of, parameters, places
+from inarch.adapters.flat import Flat, Key
+from inarch.adapters.memory import Store, key_of, parameters, places
 from inarch.tree import Chain
 from inarch.weights.adapter_file import Stamp, WeightsHeader, adapter_files, stamp_of
 from inarch.weights.header import PICKLES

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from inarch.adapters.memory import Flat, Key, Place, places
+from inarch.adapters.flat import Flat, Key
+from inarch.adapters.memory import Place, places
 from inarch.stack import AdapterSpec
 from inarch.tree import Edit
 
@@ -54,20 +56,20 @@ class Slot:
 
     Attributes:
         content: what it holds now.
-        places: where its parameters are, and its edges' buffers.
+        edits: whose modules hold it.
         flats: the memory they were given. A copy of a slot has none: they lie by themselves.
         patterns: what is known of files like those that were put in, the last one's first.
     """
 
     content: Content
-    places: Mapping[Key, Place]
+    edits: Sequence[Edit]
     flats: Sequence[Flat] = ()
     patterns: tuple[Pattern, ...] = ()
 
-    @classmethod
-    def of(cls, content: Content, edits: Sequence[Edit], flats: Sequence[Flat] = ()) -> Slot:
-        """The slot of what some edits bring."""
-        return cls(content, places(edits) | places(edits, of_buffers=True), flats)
+    @cached_property
+    def places(self) -> Mapping[Key, Place]:
+        """Where its parameters are, and its edges' buffers."""
+        return places(self.edits)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "flats": (), "patterns": ()}
+        return {"content": self.content, "edits": self.edits, "flats": (), "patterns": ()}

@@ -17,16 +17,9 @@ from torch import Tensor, nn
 
 from inarch.adapters.asks import disagreements
 from inarch.adapters.edge import Edge
+from inarch.adapters.flat import Flat, Key
 from inarch.adapters.graft import Draft, draft_of, installed
-from inarch.adapters.memory import (
-    Flat,
-    Key,
-    Store,
-    key_of,
-    materialise,
-    parameters,
-    parts,
-)
+from inarch.adapters.memory import Store, key_of, materialise, parameters, parts
 from inarch.adapters.pattern import Buffers, Pattern, Settings, pattern_of
 from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError

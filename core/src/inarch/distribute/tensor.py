@@ -197,7 +197,7 @@ def _twin(
                 twins[module], placed[twin] = twin, rules[module]
     edits = tuple(with_modules(edit, twins) for edit in member.edits)
     modules = {address: twins.get(m, m) for address, m in member.modules.items()}
-    slot = Slot.of(member.content, edits)
+    slot = Slot(member.content, edits)
     return replace(member, edits=edits, modules=modules, slot=slot)
 
 

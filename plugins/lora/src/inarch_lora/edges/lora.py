@@ -82,9 +82,8 @@ class LoRAEdge(SiteEdge):
         self.register_parameter("lora_B_bias", own)
         self.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if bias else None)
 
-    def place(self, device: torch.device) -> None:
-        super().place(device)
-        self.gain = torch.full((), self.scaling * self.factor, dtype=torch.float32, device=device)
+    def numbers(self) -> Mapping[str, float]:
+        return {"gain": self.scaling * self.factor}
 
     def own(self, name: str, tensor: Tensor) -> Tensor:
         """The part of a parameter that its rank fills: of A the first rows, of B first columns."""

@@ -57,7 +57,7 @@ class SiteEdge(Edge):
         self.base = _Held(None)
 
     def settle(self, site: nn.Module | None, *, loaded: bool) -> None:
-        self.base = _Held(site)
+        self.__dict__["base"] = _Held(site)  # past nn.Module, which looks for tensors in it
         for name in self.biases if loaded and site is not None else ():
             bias = getattr(self, name)
             if bias is not None:
