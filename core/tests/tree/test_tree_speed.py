@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from small_trees import LowRank, language_model
 from torch import nn
 
 from inarch.tree import Chain, Edit
+from inarch.tree.steps import Graft, walk
 
 LAYERS = 106
 
@@ -28,7 +30,9 @@ def many():
     return tree, edits
 
 
-def test_each_touched_chain_gets_its_form_once_and_each_form_is_written_once(many, monkeypatch):
+def test_each_touched_chain_gets_its_form_once_and_each_edited_form_is_written_once(
+    many, monkeypatch
+):
     tree, edits = many
     given, written = [], []
     take, generate = Chain._take, Chain._generate
@@ -39,7 +43,17 @@ def test_each_touched_chain_gets_its_form_once_and_each_form_is_written_once(man
     touched = [m for m in edited.modules() if isinstance(m, Chain) and m not in shared]
     assert len(given) == len(touched) == 3 + 3 * LAYERS - 1
     assert {id(chain) for chain in given} == {id(chain) for chain in touched}
-    assert len(written) == len({chain.form for chain in touched}) < 12
+    with_edits = {c.form for c in touched if any(isinstance(s, Graft) for s in walk(c.program))}
+    assert len(written) == len(with_edits) < 12
+
+
+def test_a_chain_that_no_edit_stands_in_has_its_text_and_a_function_of_its_own(many):
+    tree, edits = many
+    block, edited = tree.model.layers[1], tree.edit(edits).model.layers[1]
+    assert edited.form is not block.form
+    assert edited.source == block.source == inspect.getsource(edited.forward)
+    assert edited.forward.__code__ is not block.forward.__code__
+    assert edited.forward.__code__.co_filename != block.forward.__code__.co_filename
 
 
 def test_equal_layers_share_one_form_however_many_are_edited(many):

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,6 +88,11 @@ class SiteView:
             for name, tree in trees.items()
             for found in sites_of(tree, f"{name}." if name else "")
         }
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The addresses at which modules stand, in the order of the model."""
+        return tuple(address for address, site in self.all.items() if site.module is not None)
 
     def module_at(self, address: str) -> nn.Module | None:
         """What stands at an address; None for a function, a combinator, or no site."""

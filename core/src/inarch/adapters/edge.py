@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from inarch.adapters.placement import Placement, Split, Unplaceable
 from inarch.adapters.row_edges import RowTerm
 from inarch.tree.chain import HOOKS
+from inarch.tree.twin import holding
 
 
 def scalar(value: float, device: torch.device) -> Tensor:
@@ -73,12 +74,12 @@ class Edge(nn.Module):
         Building a module takes longer than all else that adapting a layer does, and an adapter
         builds the same in every block. For edges that hold no modules.
         """
-        twin = object.__new__(type(self))
-        twin.__dict__ = {**self.__dict__, **{name: OrderedDict() for name in HOOKS}}
-        twin.__dict__["_parameters"] = dict(self._parameters)
-        twin.__dict__["_buffers"] = dict(self._buffers)
-        twin.__dict__["_modules"] = dict(self._modules)
-        return twin
+        held = self.__dict__.copy()
+        for name in HOOKS:
+            held[name] = OrderedDict()
+        for name in ("_parameters", "_buffers", "_modules"):
+            held[name] = held[name].copy()
+        return holding(type(self), held)
 
     def rescale(self, value: float) -> None:
         """Set the strength of this edge alone; every model that holds it follows."""

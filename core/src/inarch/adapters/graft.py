@@ -15,6 +15,7 @@ from torch import nn
 
 from inarch.adapters.adapter import Adapter, SiteView
 from inarch.adapters.edge import Edge, Settled, rescale
+from inarch.adapters.foundation import joined
 from inarch.adapters.member import Member
 from inarch.adapters.memory import materialise, parameters, parts, placement
 from inarch.adapters.slot import Content, Slot
@@ -223,8 +224,8 @@ def _expanded(edits: Iterable[Edit], trees: Mapping[str, Chain]) -> Iterator[Edi
     for edit in edits:
         name, inner = split(edit, trees)
         for address in addresses(trees[name], inner):
-            full = ".".join(part for part in (name, address) if part)
-            yield edit if edit.address == full else dataclasses.replace(edit, address=full)
+            full = joined(name, address)
+            yield edit if edit.address == full else edit.at(full)
 
 
 def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
@@ -240,7 +241,7 @@ def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
             why=f"its trees are: {', '.join(trees)}",
             remedy=f"begin it with one of them: {next(iter(trees))}.{edit.address}",
         )
-    return name, dataclasses.replace(edit, address=rest)
+    return name, edit.at(rest)
 
 
 def modules_of(edits: Iterable[Edit]) -> dict[str, nn.Module]:

@@ -29,6 +29,9 @@ def merged(trees: Mapping[str, Chain], members: Iterable[Member]) -> dict[str, C
             what an adapter that isn't merged does at the same site, or the weight is quantised.
     """
     at: dict[str, list[_Placed]] = {}
+    members = tuple(members)
+    if not any(member.merged for member in members):
+        return dict(trees)
     for member in members:
         if member.frozen not in (None, member.slot.content):
             why = "its weights were swapped since this model was merged"

@@ -28,7 +28,7 @@ from inarch.resolve.arrange import Order, arrange, arranged
 from inarch.resolve.digest import identity_of, of_members
 from inarch.resolve.refusal import refuse
 from inarch.stack import AdapterSpec, Stack, specs_of
-from inarch.tree import Chain
+from inarch.tree import Chain, Edit
 from inarch.tree.diff import diff
 
 if TYPE_CHECKING:
@@ -373,8 +373,11 @@ def adapted(
     """
     words, grown = taught(sites, members)
     live = with_words([edit for m in members for edit in m.edits], words)
-    parts = [split(edit, trees) for edit in live]
-    return {n: tree.edit([e for t, e in parts if t == n]) for n, tree in trees.items()}, grown
+    of_tree: dict[str, list[Edit]] = {name: [] for name in trees}
+    for edit in live:
+        name, own = split(edit, trees)
+        of_tree[name].append(own)
+    return {name: tree.edit(of_tree[name]) for name, tree in trees.items()}, grown
 
 
 def _without(member: Member, gone: Sequence[str], order: Order) -> Member:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from inarch.tree.generate import Form, Interface, form_of, keep
 from inarch.tree.joint import joined
 from inarch.tree.program import Registry, adopt
 from inarch.tree.steps import Seq, Step
+from inarch.tree.twin import holding, twin_of
 from inarch.tree.write import check_value_name
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Chain(nn.Module):
 
     def _register(self, name: str, module: nn.Module | nn.Parameter) -> None:
         """Register a module under a dotted name, with bare containers on the way."""
-        if isinstance(module, nn.Parameter):
+        if not isinstance(module, nn.Module):
             self.register_parameter(name, module)
             return
         holder: nn.Module = self
@@ -203,7 +203,10 @@ class Chain(nn.Module):
 
     def module_at(self, name: str) -> nn.Module:
         """The module registered under a dotted name of this Chain."""
-        module: nn.Module | None = self
+        module = self._modules.get(name)
+        if module is not None:
+            return module
+        module = self
         for part in name.split("."):
             module = None if module is None else module._modules.get(part)
         if module is None:
@@ -220,38 +223,58 @@ class Chain(nn.Module):
     def _take(self, program: Step, form: Form) -> None:
         """Hold a program, and run as its form says."""
         if "form" in self.__dict__:
-            self.__dict__ = self._written()
+            object.__setattr__(self, "__dict__", self._written())
         made = {"program": program, "form": form, "forward": MethodType(form.function, self)}
         self.__dict__.update(made)  # past nn.Module, which looks for parameters in all it is given
+        held = self._modules
         for joint in form.joints:
-            self.__dict__[joint.name] = joined(joint, ModulesOf(self))
+            terms = [held[name] if name in held else self.module_at(name) for name in joint.terms]
+            onto = self.module_at(joint.onto) if joint.onto else None
+            self.__dict__[joint.name] = joined(terms, onto)
 
     def _written(self) -> dict[str, Any]:
         """What it holds, without what is made from its program and its modules."""
-        made = {"forward", "form", *(joint.name for joint in self.form.joints)}
-        return {name: value for name, value in self.__dict__.items() if name not in made}
+        written = self.__dict__.copy()
+        for name in ("forward", "form", *(joint.name for joint in self.form.joints)):
+            written.pop(name, None)
+        return written
 
-    def _twin(self) -> Self:
-        """A new object that holds the same children and nothing that was attached to this one."""
-        twin = object.__new__(type(self))
-        twin.__dict__ = {**self._written(), **{name: OrderedDict() for name in HOOKS}}
-        for name in ("_parameters", "_buffers", "_modules"):
-            twin.__dict__[name] = dict(self.__dict__[name])
-        twin.__dict__["_non_persistent_buffers_set"] = set(self._non_persistent_buffers_set)
-        return twin
+    def _twin(self, origin: Chain | None = None) -> Self:
+        """A new object that holds the same children and nothing that was attached to this one.
 
-    def _replace(self, name: str, module: nn.Module) -> None:
-        """Put another module under a dotted name; containers on the way become new objects."""
-        holder: nn.Module = self
-        *path, last = name.split(".")
-        for part in path:
-            inner = copy.copy(holder._modules[part])
-            if inner is None:
-                raise KeyError(name)
-            inner.__dict__ = {**inner.__dict__, "_modules": dict(inner._modules)}
-            holder._modules[part] = inner
-            holder = inner
-        holder._modules[last] = module
+        Args:
+            origin: the Chain this was made of by edits, whatever was done to this one since. The
+                twin has its state, and this one's program and children.
+        """
+        written = self._written() if origin is None else origin._written()
+        for name in HOOKS:
+            written[name] = OrderedDict()
+        for name in ("_parameters", "_buffers"):
+            written[name] = written[name].copy()
+        written["_non_persistent_buffers_set"] = written["_non_persistent_buffers_set"].copy()
+        written["_modules"] = self._modules.copy()
+        written["program"], written["interface"] = self.program, self.interface
+        return holding(type(self), written)
+
+    def _replace(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put others under dotted names; containers on the way become new objects, each once."""
+        holders: dict[str, nn.Module] = {"": self}
+        for name, module in modules.items():
+            path, _, last = name.rpartition(".")
+            holder = holders.get(path)
+            if holder is None:
+                holder = self._own(path, holders)
+            holder._modules[last] = module
+
+    def _own(self, path: str, holders: dict[str, nn.Module]) -> nn.Module:
+        """A container of its own at a dotted name, noted in `holders`."""
+        above, _, last = path.rpartition(".")
+        around = holders[above] if above in holders else self._own(above, holders)
+        inner = around._modules[last]
+        if inner is None:
+            raise KeyError(path)
+        holders[path] = around._modules[last] = twin_of(inner)
+        return holders[path]
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._written()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import itertools
 import linecache
+import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def compiled(
         functions: what it calls by name.
         children: the dotted names of the modules it calls.
     """
-    name = f"<inarch {next(_NUMBERS)}>"
+    name = _file()
     tree = ast.parse(text, name)
     [definition] = tree.body
     if not isinstance(definition, ast.FunctionDef):
@@ -48,8 +49,26 @@ def compiled(
         definition.body = [handled]
     namespace: dict[str, Any] = {**functions, "_explain": explain}
     exec(compile(tree, name, "exec"), namespace)
+    _listed(name, text)
+    return namespace.pop("forward")
+
+
+def again(function: Callable[..., Any], text: str) -> Callable[..., Any]:
+    """The same `forward`, compiled before, with a code object and a name of its own."""
+    if not isinstance(function, types.FunctionType):
+        raise TypeError("what was compiled is a function")
+    name = _file()
+    _listed(name, text)
+    code = function.__code__.replace(co_filename=name)
+    return types.FunctionType(code, function.__globals__.copy(), function.__name__)
+
+
+def _file() -> str:
+    return f"<inarch {next(_NUMBERS)}>"
+
+
+def _listed(name: str, text: str) -> None:
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    return namespace["forward"]
 
 
 class _Children(ast.NodeTransformer):

@@ -23,6 +23,11 @@ from inarch.tree.steps import Identity, Step
 
 Kind = Literal["add", "scale", "before", "after", "wrap", "replace", "provide", "tap"]
 SomeChain = TypeVar("SomeChain", bound=Chain)
+_KINDS = get_args(Kind)
+_LABEL = "provided"
+_PLAIN = frozenset({nn.Parameter, type(None)})
+_COMPILED = "_compiled_call_impl"
+_MANAGED = "_get_fsdp_state"  # FSDP2 gives a module a class of its own, which has this
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,18 +66,18 @@ class Edit:
     copies: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     padded: tuple[str, ...] = field(default=(), repr=False)
     export: bool = False
-    label: str = "provided"
+    label: str = _LABEL
     kin: str = ""
 
     def __post_init__(self) -> None:
         wrong = ""
-        if self.kind not in get_args(Kind):
-            wrong = f"`{self.kind}` is no kind of edit; the kinds are {', '.join(get_args(Kind))}"
+        if self.kind not in _KINDS:
+            wrong = f"`{self.kind}` is no kind of edit; the kinds are {', '.join(_KINDS)}"
         elif (self.kind in ("provide", "tap")) != bool(self.names):
             wrong = f"a {self.kind} edit {'binds no name' if self.names else 'must bind a name'}"
         elif not self.address and self.kind != "provide":
             wrong = f"a {self.kind} edit needs an address"
-        elif not is_name(self.label) or "__" in self.label:
+        elif self.label != _LABEL and (not is_name(self.label) or "__" in self.label):
             wrong = f"`{self.label}` can't be what its modules are called"
         elif self.kin and self.kind not in ("before", "after"):
             wrong = f"a {self.kind} edit has no kin"
@@ -83,6 +88,12 @@ class Edit:
                 where=f"adapter `{self.adapter}` {self.address}",
                 remedy="make edits with Edit.add, Edit.scale, Edit.wrap and their like",
             )
+
+    def at(self, address: str) -> Edit:
+        """The same edit elsewhere."""
+        edit = object.__new__(type(self))
+        edit.__dict__.update(self.__dict__, address=address)
+        return edit
 
     @classmethod
     def add(cls, address: str, step: Step, adapter: str, **options: object) -> Edit:
@@ -120,20 +131,41 @@ class Edit:
         return cls(address=address, kind="tap", adapter=adapter, names=(name,), **options)  # pyright: ignore
 
 
-def apply(tree: SomeChain, edits: Iterable[Edit]) -> SomeChain:
-    """A new tree with the edits applied in their order; `tree` itself when there are none."""
-    plan = Plan()
-    checked: set[str] = set()
+def apply(tree: SomeChain, edits: Iterable[Edit], origin: SomeChain | None = None) -> SomeChain:
+    """A new tree with the edits applied in their order; `tree` itself when there are none.
+
+    Args:
+        tree: edited or not.
+        edits: whose addresses are found in `origin`.
+        origin: what `tree` was made of by edits, whatever was done to `tree` since; itself where
+            it is as its author wrote it.
+    """
+    plan = planned(edits, origin or tree)
+    if not plan.sites and not plan.below:
+        return tree
+    return rewritten(tree, plan, origin)
+
+
+def planned(edits: Iterable[Edit], tree: Chain) -> Plan:
+    """Where the edits go in a tree, which is to be one that can be edited.
+
+    Raises:
+        InarchError: IA108, IA110, IA113, and what an adapter's name can be refused with.
+    """
+    plan, checked, index = Plan(), set[str](), tree.form.index
     for edit in edits:
         if edit.adapter not in checked:
             check_adapter_name(edit.adapter)
             checked.add(edit.adapter)
+        found = None if edit.kind == "provide" else index.get(edit.address)
+        if found is not None:
+            plan.put(*found, edit)
+            continue
         for address in addresses(tree, edit):
-            _place(plan, tree, address, edit)
-    if not plan.sites and not plan.below:
-        return tree
-    _refuse_final(tree, plan)
-    return rewritten(tree, plan)
+            plan.put(*(index[address] if address else ((), "")), edit)
+    if plan.sites or plan.below:
+        _refuse_final(tree, plan)
+    return plan
 
 
 def addresses(tree: Chain, edit: Edit) -> list[str]:
@@ -142,14 +174,13 @@ def addresses(tree: Chain, edit: Edit) -> list[str]:
     Raises:
         InarchError: IA110 where there is none.
     """
+    index = tree.form.index
     if edit.kind == "provide":
         return [""]
-    index = tree.form.index
-    if not is_pattern(edit.address):
-        found = [edit.address] if edit.address in index else []
-    else:
-        match = compiled(edit.address).fullmatch
-        found = [address for address in index if match(address)]
+    if edit.address in index:
+        return [edit.address]
+    match = compiled(edit.address).fullmatch if is_pattern(edit.address) else None
+    found = [] if match is None else [address for address in index if match(address)]
     if not found:
         raise no_site(tree, edit.address, f"the {edit.kind} edit of adapter `{edit.adapter}`")
     return found
@@ -171,28 +202,21 @@ def no_site(tree: Chain, address: str, asker: str) -> InarchError:
     )
 
 
-def _place(plan: Plan, tree: Chain, address: str, edit: Edit) -> None:
-    path, name = tree.form.index[address] if address else ((), "")
-    inputs = dict.fromkeys(edit.inputs)
-    plan.inputs |= inputs
-    for child in path:
-        plan = plan.below.setdefault(child, Plan())
-        plan.inputs |= inputs
-    plan.sites.setdefault(name, []).append(edit)
-
-
 def is_final(module: nn.Module) -> bool:
     """Whether a module was compiled or sharded in place, for the one tree that holds it."""
-    return module.__dict__.get("_compiled_call_impl") is not None or _sharded(module)
+    return module.__dict__.get(_COMPILED) is not None or _sharded(module)
 
 
 def _refuse_final(tree: Chain, plan: Plan) -> None:
     """Refuse to edit what was changed in place; blocks of FSDP2 that no edit is in are shared."""
-    if not any(map(is_final, _modules(tree))):
+    modules = _modules(tree)
+    plain = {type(p) for m in modules for p in m._parameters.values()} <= _PLAIN
+    managed = any(hasattr(kind, _MANAGED) for kind in {type(m) for m in modules})
+    if plain and not managed and not any(m.__dict__.get(_COMPILED) for m in modules):
         return
     copied = set(_copied(tree, plan))
     for name, module in tree.named_modules():
-        compiled_in_place = module.__dict__.get("_compiled_call_impl") is not None
+        compiled_in_place = module.__dict__.get(_COMPILED) is not None
         if compiled_in_place or (module in copied and is_final(module)):
             raise InarchError(
                 "IA108",
@@ -246,5 +270,4 @@ def refuse_sharded(tree: Chain) -> None:
 def _sharded(module: nn.Module) -> bool:
     """Whether FSDP2 manages the module or its own parameters are DTensors, without importing it."""
     parameters = module.__dict__["_parameters"].values()
-    managed = hasattr(type(module), "_get_fsdp_state")  # FSDP2 gives the module a class of its own
-    return managed or any(hasattr(p, "device_mesh") for p in parameters)
+    return hasattr(type(module), _MANAGED) or any(hasattr(p, "device_mesh") for p in parameters)

@@ -13,7 +13,7 @@ import linecache
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from inarch.errors import InarchError
-from inarch.tree.compiled import compiled
+from inarch.tree.compiled import again, compiled
 from inarch.tree.failure import explain
 from inarch.tree.joint import Joint, joints_of
 from inarch.tree.lines import Value
@@ -55,6 +55,7 @@ class Form:
         child: how a Chain around calls it.
         below: the Chains in it, by name.
         joints: terms that it computes together.
+        refs: the names of the modules that are called, in program order.
         lines: the site each line of the source belongs to.
     """
 
@@ -68,6 +69,7 @@ class Form:
     child: Child
     below: tuple[tuple[str, Form], ...]
     joints: tuple[Joint, ...]
+    refs: tuple[str, ...]
 
     @functools.cached_property
     def region(self) -> Callable[..., Any]:
@@ -94,6 +96,7 @@ SomeWriter = TypeVar("SomeWriter", bound=Writer)
 _FORMS: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
 _COMPILED: OrderedDict[Form, None] = OrderedDict()
 _KEPT = 128
+_PLAIN = (nn.Parameter, torch.Tensor)
 
 
 def keep(form: Form) -> None:
@@ -122,19 +125,52 @@ def form_of(program: Step, interface: Interface, modules: Mapping[str, nn.Module
     key = (program, interface, below, joints)
     form = _FORMS.get(key)
     if form is None:
-        form = _FORMS[key] = _generate(program, interface, modules, joints)
+        form = _FORMS[key] = _generate(program, interface, modules, joints, tuple(refs))
+    return form
+
+
+def form_like(
+    old: Form, program: Step, interface: Interface, modules: Mapping[str, nn.Module]
+) -> Form:
+    """As `form_of`, where `old` is of the same program and interface over modules that differ.
+
+    Where these are called as the others were, the text is the same, and is not written again.
+    """
+    below = tuple((name, structure(modules[name])) for name in old.refs)
+    key = (program, interface, below, old.joints)
+    form = _FORMS.get(key)
+    if form is not None:
+        return form
+    made = {name: part for name, part in below if isinstance(part, Form)}
+    called = {name: form.child for name, form in made.items()}
+    if called != {name: form.child for name, form in old.below}:
+        return form_of(program, interface, modules)
+    function = again(old.function, old.source)
+    form = _FORMS[key] = replace(old, function=function, below=tuple(made.items()))
+    _noted(form)
     return form
 
 
 def structure(module: nn.Module) -> Any:
-    """What Dynamo tells two modules apart by: class, shapes of weights, and all that is below."""
+    """What Dynamo tells two modules apart by: class, shapes of weights, and all that is below.
+
+    Besides, what they must have equal to be computed together, where they say so: see `Joining`.
+    """
     form = _form(module)
     if form is not None:
         return form
-    named = (*module._parameters.items(), *module._buffers.items())
-    weights = tuple((n, w.shape) for n, w in named if w is not None and not is_lazy(w))
-    below = tuple((n, structure(m)) for n, m in module._modules.items() if m is not None)
-    return type(module), of_module(module), weights, below
+    kind: Any = type(module)
+    weights = [
+        (name, weight.shape)
+        for held in (module._parameters, module._buffers)
+        for name, weight in held.items()
+        if weight is not None and (type(weight) in _PLAIN or not is_lazy(weight))
+    ]
+    joins: Any = module.joins if hasattr(kind, "joins") else None
+    below = module._modules and [
+        (name, structure(m)) for name, m in module._modules.items() if m is not None
+    ]
+    return kind, of_module(module), tuple(weights), joins, tuple(below)
 
 
 def _form(module: nn.Module) -> Form | None:
@@ -147,6 +183,7 @@ def _generate(
     interface: Interface,
     modules: Mapping[str, nn.Module],
     joints: tuple[Joint, ...],
+    refs: tuple[str, ...],
 ) -> Form:
     writer = writer_of(program, interface, modules, joints, Writer)
     given = [Value(name) for name in interface.takes]
@@ -156,19 +193,33 @@ def _generate(
     exports = tuple(writer.exports)
     text, lines = source(writer, given, returned + list(writer.exports.values()))
     functions = {name: call.function for name, call in writer.functions.items()}
-    refs = dict.fromkeys(s.name for s in walk(program) if isinstance(s, Ref))
-    function = compiled(text, functions, refs)
+    children = dict.fromkeys(refs)
+    function = compiled(text, functions, children)
     takes = (len(interface.takes), float(len(interface.takes)))
-    child = Child(Signature(needs, len(returned), takes), exports)
     sites = tuple(s.name for s in walk(program) if isinstance(s, Site))
-    below = tuple((name, f) for name in refs if (f := _form(modules[name])) is not None)
+    below = tuple((name, f) for name in children if (f := _form(modules[name])) is not None)
     form = Form(
-        text, function, needs, len(returned), exports, sites, tuple(lines), child, below, joints
+        source=text,
+        function=function,
+        needs=needs,
+        gives=len(returned),
+        exports=exports,
+        sites=sites,
+        lines=tuple(lines),
+        child=Child(Signature(needs, len(returned), takes), exports),
+        below=below,
+        joints=joints,
+        refs=refs,
     )
-    file = function.__code__.co_filename
+    _noted(form)
+    return form
+
+
+def _noted(form: Form) -> None:
+    """Let errors in its function be explained, for as long as it lives."""
+    file = form.function.__code__.co_filename
     explain.lines[file] = form.lines
     weakref.finalize(form, _forget, file).atexit = False
-    return form
 
 
 def writer_of(

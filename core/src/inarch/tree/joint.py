@@ -123,10 +123,13 @@ def alike(step: Sum, modules: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
     return [tuple(names) for names in groups.values()]
 
 
-def joined(joint: Joint, modules: Mapping[str, nn.Module]) -> Callable[..., Tensor]:
-    """What a Chain calls for a joint of its modules: one object for all trees that share these."""
-    terms: list[Any] = [modules[name] for name in joint.terms]
-    onto = modules[joint.onto] if joint.onto else None
+def joined(terms: Sequence[Any], onto: nn.Module | None) -> Callable[..., Tensor]:
+    """What a Chain calls for a joint: one object for all trees that share its modules.
+
+    Args:
+        terms: the modules of the joint's terms.
+        onto: that of its layer.
+    """
     if len(terms) == 1:  # which keeps no copy to be shared
         return type(terms[0]).joined(terms, onto)
     key = (id(onto), *map(id, terms))

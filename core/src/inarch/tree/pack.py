@@ -137,7 +137,7 @@ def _packed(chain: SomeChain, own: nn.Module, plan: _Plan) -> SomeChain:
         child = chain.module_at(name)
         if not isinstance(child, Chain):
             raise TypeError(f"{name} is no Chain")
-        twin._replace(name, _packed(child, own.get_submodule(name), below))  # pyright: ignore[reportPrivateUsage]
+        twin._replace({name: _packed(child, own.get_submodule(name), below)})  # pyright: ignore[reportPrivateUsage]
     program = chain.program
     if plan.groups:
         tracer = _traced(chain)
@@ -236,7 +236,7 @@ def _laid_out(
     if any(own.get_submodule(s) is not m for s, m in zip(sites, layers, strict=True)):
         for i, site in enumerate(sites):
             layers[i] = _with_own_parameters(layers[i])
-            twin._replace(site, layers[i])  # pyright: ignore[reportPrivateUsage]
+            twin._replace({site: layers[i]})  # pyright: ignore[reportPrivateUsage]
     shorts = [names[site] for site in sites]
     name = ("_" if max(map(len, shorts)) > 1 else "").join(shorts)
     while hasattr(twin, name):

@@ -39,6 +39,6 @@ def _marked(chain: SomeChain, counts: Counter[Form]) -> SomeChain:
             child.forward = MethodType(form.region, child)
         else:
             child = _marked(child, counts)
-        twin._replace(name, child)  # pyright: ignore[reportPrivateUsage]
+        twin._replace({name: child})  # pyright: ignore[reportPrivateUsage]
     twin._generate()  # pyright: ignore[reportPrivateUsage]
     return twin

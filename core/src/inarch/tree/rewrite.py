@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import nn
 
 from inarch.errors import InarchError
-from inarch.tree.chain import RESERVED, Chain
-from inarch.tree.generate import Form, Interface, structure
+from inarch.tree.chain import RESERVED, Chain, ModulesOf
+from inarch.tree.generate import Form, Interface, form_like, structure
 from inarch.tree.graft import duplicate, graft
 from inarch.tree.names import module_name
 from inarch.tree.program import Registry, adopt
-from inarch.tree.steps import Combinator, Export, Graft, Let, Seq, Site, Step, walk
+from inarch.tree.steps import Combinator, Export, Graft, Let, Seq, Site, Step
 
 if TYPE_CHECKING:
     from inarch.tree.edit import Edit
@@ -35,6 +35,24 @@ class Plan:
     below: dict[str, Plan] = field(default_factory=dict[str, "Plan"])
     inputs: dict[str, None] = field(default_factory=dict[str, None])
 
+    def put(self, path: tuple[str, ...], site: str, edit: Edit) -> None:
+        """Note an edit at a site of a Chain further down."""
+        plan = self
+        if edit.inputs:
+            plan.inputs.update(dict.fromkeys(edit.inputs))
+        for child in path:
+            inner = plan.below.get(child)
+            if inner is None:
+                inner = plan.below[child] = Plan()
+            plan = inner
+            if edit.inputs:
+                plan.inputs.update(dict.fromkeys(edit.inputs))
+        at_site = plan.sites.get(site)
+        if at_site is None:
+            plan.sites[site] = [edit]
+        else:
+            at_site.append(edit)
+
 
 @dataclass(frozen=True, slots=True)
 class _Written:
@@ -45,61 +63,65 @@ class _Written:
     names: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Known:
-    """What was made so far, and which forms hold no edit yet."""
-
-    made: dict[Hashable, _Written] = field(default_factory=dict[Hashable, _Written])
-    pristine: dict[Form, bool] = field(default_factory=dict[Form, bool])
+_Known = dict[Hashable, _Written]
+"""What was made so far."""
 
 
-def rewritten(chain: SomeChain, plan: Plan, known: _Known | None = None) -> SomeChain:
-    """A new Chain, and new ones below it, with the edits of a plan."""
-    known = known or _Known()
-    twin = chain._twin()
-    below: list[tuple[str, Form]] = []
+def rewritten(
+    chain: SomeChain, plan: Plan, origin: Chain | None = None, known: _Known | None = None
+) -> SomeChain:
+    """A new Chain, and new ones below it, with the edits of a plan.
+
+    Args:
+        chain: edited or not.
+        plan: of its edits.
+        origin: what it was made of by edits: see `Chain._twin`.
+        known: what was made of other Chains.
+    """
+    known = {} if known is None else known
+    twin = chain._twin(origin)
+    new: dict[str, Chain] = {}
     for name, inner in plan.below.items():
-        child = chain.module_at(name)
-        if not isinstance(child, Chain):
-            raise TypeError(f"{name} is no Chain")
-        made = rewritten(child, inner, known)
-        twin._replace(name, made)
-        below.append((name, made.form))
+        child = _chain_at(chain, name)
+        new[name] = rewritten(child, inner, origin and _chain_at(origin, name), known)
+    twin._replace(new)
     face = chain.interface
     if face.inputs is not None and plan.inputs:
         inputs = tuple(sorted({*face.inputs, *plan.inputs}))
         twin.interface = Interface(face.takes, inputs, face.keeps)
-    key = _key(chain, twin.interface, plan, below, known)
-    written = None if key is None else known.made.get(key)
+    below = tuple([(name, made.form) for name, made in new.items()])
+    key = _key(chain, twin.interface, plan, below)
+    written = None if key is None else known.get(key)
     edits = [edit for at_site in plan.sites.values() for edit in at_site]
     if written is not None:
         for name, edit in zip(written.names, edits, strict=True):
             twin._register(name, edit.step)
         twin._take(written.program, written.form)
         return twin
-    _write(twin, plan)
+    if plan.sites or twin.interface is not chain.interface:
+        _write(twin, plan)
+    else:
+        form = form_like(chain.form, chain.program, chain.interface, ModulesOf(twin))
+        twin._take(chain.program, form)
     if key is not None and len({id(edit.step) for edit in edits}) == len(edits):
         names = {id(module): name for name, module in twin._modules.items()}
         brought = tuple(names[id(edit.step)] for edit in edits)
-        known.made[key] = _Written(twin.program, twin.form, brought)
+        known[key] = _Written(twin.program, twin.form, brought)
     return twin
 
 
-def _key(
-    chain: Chain,
-    interface: Interface,
-    plan: Plan,
-    below: list[tuple[str, Form]],
-    known: _Known,
-) -> Hashable:
-    """What a Chain's new program and form depend on; None where that is more than is looked at.
+def _chain_at(chain: Chain, name: str) -> Chain:
+    child = chain.module_at(name)
+    if not isinstance(child, Chain):
+        raise TypeError(f"{name} is no Chain")
+    return child
 
-    A form says all of a Chain but what its own edits depend on beside shapes: see `Joining`.
-    """
-    form = chain.form
-    if form not in known.pristine:
-        known.pristine[form] = not any(isinstance(step, Graft) for step in walk(chain.program))
-    if not known.pristine[form] or "" in plan.sites:
+
+def _key(
+    chain: Chain, interface: Interface, plan: Plan, below: tuple[tuple[str, Form], ...]
+) -> Hashable:
+    """What a Chain's new program and form depend on; None where that is more than is looked at."""
+    if "" in plan.sites:
         return None
     sites: list[Hashable] = []
     for site, edits in plan.sites.items():
@@ -107,9 +129,8 @@ def _key(
             step = edit.step
             if edit.kind == "tap" or not isinstance(step, nn.Module):
                 return None
-            joins = getattr(step, "joins", None)
-            sites.append((site, edit.kind, edit.adapter, edit.kin, structure(step), joins))
-    return form, interface, tuple(sites), tuple(below)
+            sites.append((site, edit.kind, edit.adapter, edit.kin, structure(step)))
+    return chain.form, interface, tuple(sites), below
 
 
 def _write(twin: Chain, plan: Plan) -> None:

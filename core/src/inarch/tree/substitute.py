@@ -26,9 +26,9 @@ def substitute(tree: Chain, modules: Mapping[str, nn.Module]) -> Chain:
                 if not isinstance(child, Chain):
                     raise TypeError(f"{at} is no Chain")
                 twins[at] = child._twin()  # pyright: ignore[reportPrivateUsage]
-                holder._replace(part, twins[at])  # pyright: ignore[reportPrivateUsage]
+                holder._replace({part: twins[at]})  # pyright: ignore[reportPrivateUsage]
             holder = twins[at]
-        holder._replace(name, module)  # pyright: ignore[reportPrivateUsage]
+        holder._replace({name: module})  # pyright: ignore[reportPrivateUsage]
     for at, twin in twins.items():
         prefix = f"{at}." if at else ""
         changed = {a.removeprefix(prefix) for a in modules if a.startswith(prefix)}

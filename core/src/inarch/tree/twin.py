@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -11,7 +11,12 @@ SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 def twin_of(module: SomeModule) -> SomeModule:
     """A new object with the same children, parameters and buffers."""
-    twin = object.__new__(type(module))
-    own = {n: dict(module.__dict__[n]) for n in ("_parameters", "_buffers", "_modules")}
-    twin.__dict__ = {**module.__dict__, **own}
-    return twin
+    own = {n: module.__dict__[n].copy() for n in ("_parameters", "_buffers", "_modules")}
+    return holding(type(module), {**module.__dict__, **own})
+
+
+def holding(kind: type[SomeModule], held: dict[str, Any]) -> SomeModule:
+    """A module of a class that holds all that is given, past `nn.Module`, which looks at each."""
+    module = object.__new__(kind)
+    object.__setattr__(module, "__dict__", held)
+    return module

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
-from inarch.adapters import SiteView, TargetSite
-from inarch_lora import peft_format
+from msgspec.structs import replace
+
+from inarch.adapters import SiteView
 from inarch_lora.edges import Layer, lora_shapes
 from inarch_lora.options import Options
+from inarch_lora.peft_format import pattern_value, scaling
 from inarch_lora.terms import Format, Term
 
 Shapes = dict[str, tuple[int, ...]]
@@ -25,9 +27,15 @@ def fresh_terms(options: Options, sites: SiteView, form: Format) -> Iterator[Ter
     Raises:
         InarchError: IA402 for a target that matches nothing, IA421 for one that is no layer.
     """
-    targets = sites.find(options.targets, modules=True)
+    targets, made = sites.find(options.targets, modules=True), dict[Hashable, Term]()
     for site in targets:
-        yield _term(options, site, form)
+        layer = Layer.of(site.module, site.address)
+        rank = int(pattern_value(options.rank_pattern, site.address, options.rank))
+        alpha = pattern_value(options.alpha_pattern, site.address, options.alpha or rank)
+        kind = (layer.form, rank, alpha)
+        if kind not in made:  # of which a model has few
+            made[kind] = _term(options, layer, rank, alpha, form)
+        yield replace(made[kind], address=site.address)
     if options.bias != "all":
         return
     taken = {site.address for site in targets}
@@ -37,21 +45,16 @@ def fresh_terms(options: Options, sites: SiteView, form: Format) -> Iterator[Ter
             yield Term(address=site.address, algorithm="bias", shapes={"bias": tuple(bias.shape)})
 
 
-def _term(options: Options, site: TargetSite, form: Format) -> Term:
-    layer = Layer.of(site.module, site.address)
-    rank = int(peft_format.pattern_value(options.rank_pattern, site.address, options.rank))
-    settings = {
-        "lora_alpha": options.alpha or rank,
-        "alpha_pattern": options.alpha_pattern,
-        "use_rslora": options.use_rslora,
-    }
+def _term(options: Options, layer: Layer, rank: int, alpha: float, form: Format) -> Term:
+    """What layers of one form get, each at its own address."""
     shapes = _SHAPES[options.algorithm](options, layer, rank)
+    settings = {"lora_alpha": alpha, "use_rslora": options.use_rslora}
     return Term(
-        address=site.address,
+        address="",
         algorithm=options.algorithm,
         shapes=shapes,
         rank=rank,
-        scaling=peft_format.scaling(settings, site.address, rank),
+        scaling=scaling(settings, "", rank),
         dropout=options.dropout,
         decompose="peft" if options.use_dora else "",
         start="" if options.start == "zero" else options.start,

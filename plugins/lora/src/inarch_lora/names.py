@@ -7,7 +7,7 @@ every layer is flattened instead, and a file's names are looked up.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
@@ -122,8 +122,8 @@ def _names(tree: str, path: str) -> Iterator[str]:
         yield f"{prefix}{flat}"
 
 
-def flat_name(address: str, trees: Mapping[str, Chain]) -> str:
-    """What kohya-ss calls the layer at an address."""
+def flat_name(address: str, trees: Collection[str]) -> str:
+    """What kohya-ss calls the layer at an address; `trees` are the names of the model's."""
     if "" in trees:
         return f"lycoris_{address.replace('.', '_')}"
     tree, _, path = address.partition(".")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct
 
 Algorithm = Literal["lora", "loha", "lokr", "oft", "full", "norm", "bias"]
 Start = Literal["", "pissa", "olora"]
 Format = Literal["peft", "diffusers", "kohya"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
+class Term(Struct, frozen=True, kw_only=True):
     """What is put beside one layer: every format is read as these, and edges are made of these.
 
     Attributes:
@@ -38,8 +38,8 @@ class Term:
 
     address: str
     algorithm: Algorithm
-    fills: Mapping[str, str] = field(default_factory=dict[str, str])
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    fills: Mapping[str, str] = {}
+    shapes: Mapping[str, tuple[int, ...]] = {}
     rank: int = 0
     room: int = 0
     scaling: float = 1.0

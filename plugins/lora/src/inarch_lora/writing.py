@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +47,45 @@ _KOHYA = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Saved:
     """What must be kept of how an adapter came, to save it so.
 
     Attributes:
         format: to write.
         terms: by address.
-        flat: for each address, its flat name.
-        targets: the shortest list of names PEFT finds the layers by.
+        settings: PEFT's, of those that are written again.
+        came: the format it came in.
+        trees: the names of the model's.
+        layers: the addresses of all the model's modules.
     """
 
     format: Format = "peft"
     terms: Mapping[str, Term] = field(default_factory=dict[str, Term])
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    flat: Mapping[str, str] = field(default_factory=dict[str, str])
-    targets: tuple[str, ...] = ()
+    came: Format = "peft"
+    trees: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, reading: Reading, sites: SiteView, wanted: Format | None) -> Saved:
         terms = {term.address: term for term in reading.terms}
         kept = {n: reading.settings[n] for n in _PEFT_SETTINGS if n in reading.settings}
-        flat = {address: flat_name(address, sites.trees) for address in terms}
-        if reading.format == "kohya":
-            flat |= {a: term.key for a, term in terms.items() if term.key and "." not in term.key}
-        adapted = [a for a, term in terms.items() if term.algorithm != "bias"]
-        layers = [a for a, site in sites.all.items() if site.module is not None]
-        targets = tuple(target_names(adapted, layers))
-        return cls(wanted or reading.format, terms, kept, flat, targets)
+        form = wanted or reading.format
+        return cls(form, terms, kept, reading.format, tuple(sites.trees), sites.layers)
+
+    @cached_property
+    def flat(self) -> Mapping[str, str]:
+        """For each address, its flat name."""
+        keys = self.terms.items() if self.came == "kohya" else ()
+        own = {a: term.key for a, term in keys if term.key and "." not in term.key}
+        return {address: flat_name(address, self.trees) for address in self.terms} | own
+
+    @cached_property
+    def targets(self) -> Sequence[str]:
+        """The shortest list of names PEFT finds the layers by."""
+        adapted = [a for a, term in self.terms.items() if term.algorithm != "bias"]
+        return target_names(adapted, self.layers)
 
 
 def usual_format(options: Options, sites: SiteView) -> Format:

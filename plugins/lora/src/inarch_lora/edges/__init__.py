@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 from typing import Any
 
+from msgspec.structs import replace
 from torch import nn
 
 from inarch.errors import InarchError

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -18,9 +20,10 @@ _CONVOLUTIONS: tuple[tuple[type[Any], Callable[..., Tensor]], ...] = (
     (nn.Conv3d, F.conv3d),
 )
 _GEOMETRY = ("stride", "padding", "dilation")
+_FORM = attrgetter("kind", "shape", "inputs", "biased", "groups")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layer:
     """The form of a layer, without its weights.
 
@@ -48,10 +51,11 @@ class Layer:
             InarchError: IA421 for what is no such layer.
         """
         weight = getattr(site, "weight", None)
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
-        biased = isinstance(getattr(site, "bias", None), nn.Parameter)
+        with torch._C.DisableTorchFunction():  # a mode would be asked about every shape
+            shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
         if isinstance(site, nn.Linear):
-            return cls("linear", shape, shape[1], shape[0], biased, 1, {}, F.linear)
+            return _linear(shape, site._parameters.get("bias") is not None)
+        biased = isinstance(getattr(site, "bias", None), nn.Parameter)
         from inarch.nn.linear import TransposedLinear
 
         if isinstance(site, TransposedLinear):
@@ -73,11 +77,10 @@ class Layer:
             remedy='name other targets, such as targets=["attention.*"]',
         )
 
-    @property
+    @cached_property
     def form(self) -> Hashable:
         """All of it, to be looked up by."""
-        geometry = tuple(self.geometry.items())
-        return self.kind, self.shape, self.inputs, self.biased, self.groups, geometry
+        return *_FORM(self), *self.geometry.items()
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -108,3 +111,8 @@ class Layer:
         if self.kind != "conv":
             return vector.reshape(-1)
         return vector.reshape(-1, *(1 for _ in self.kernel))
+
+
+@cache
+def _linear(shape: tuple[int, int], biased: bool) -> Layer:
+    return Layer("linear", shape, shape[1], shape[0], biased, 1, {}, F.linear)

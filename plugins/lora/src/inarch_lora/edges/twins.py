@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import fields
 from operator import attrgetter
 
 from torch import nn
@@ -12,7 +11,7 @@ from inarch_lora.edges import NORMS, Layer, SiteEdge, edge_for
 from inarch_lora.terms import Term
 
 _NAMES = {"address", "key", "fills", "shapes"}
-_settings = attrgetter(*(field.name for field in fields(Term) if field.name not in _NAMES))
+_settings = attrgetter(*(name for name in Term.__struct_fields__ if name not in _NAMES))
 
 
 class Twins:
@@ -30,7 +29,7 @@ class Twins:
         if isinstance(site, NORMS):
             return edge_for(site, term)
         layer = Layer.of(site, term.address)
-        key = (type(site), layer.form, tuple(term.shapes.items()), _settings(term))
+        key = (type(site), layer.form, *term.shapes.items(), _settings(term))
         first = self._made.get(key)
         if first is not None:
             return first.twin()
