@@ -161,7 +161,7 @@ STEPS = [
     (inarch.adapters.graft, "modules_of"),
     (inarch.adapters.model, "arranged"),
     (inarch.adapters.model, "merged"),
-    (inarch.adapters.model, "split"),
+    (inarch.adapters.model, "by_tree"),
     (inarch.adapters.model, "tell"),
 ]
 

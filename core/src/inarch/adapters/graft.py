@@ -244,6 +244,15 @@ def split(edit: Edit, trees: Mapping[str, Chain]) -> tuple[str, Edit]:
     return name, edit.at(rest)
 
 
+def by_tree(edits: Iterable[Edit], trees: Mapping[str, Chain]) -> dict[str, list[Edit]]:
+    """Edits by the tree they are for, each with its address within that tree."""
+    found: dict[str, list[Edit]] = {name: [] for name in trees}
+    for edit in edits:
+        name, own = split(edit, trees)
+        found[name].append(own)
+    return found
+
+
 def modules_of(edits: Iterable[Edit]) -> dict[str, nn.Module]:
     """The modules that edits bring, by the address each stands at."""
     modules: dict[str, nn.Module] = {}

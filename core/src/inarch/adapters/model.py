@@ -14,12 +14,13 @@ from torch import nn
 from inarch.adapters.adapter import SiteView
 from inarch.adapters.asks import asked, asks_of
 from inarch.adapters.foundation import Foundation
-from inarch.adapters.graft import filled, installed, split
+from inarch.adapters.graft import by_tree, filled, installed
 from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.adapters.packing import packed_trees
 from inarch.adapters.rows import Row, Rows, in_rows, of_rows, rows_of
+from inarch.adapters.stepping import stepped
 from inarch.adapters.telling import tell
 from inarch.adapters.vocabulary import taught, with_words
 from inarch.errors import InarchError
@@ -28,7 +29,7 @@ from inarch.resolve.arrange import Order, arrange, arranged
 from inarch.resolve.digest import identity_of, of_members
 from inarch.resolve.refusal import refuse
 from inarch.stack import AdapterSpec, Stack, specs_of
-from inarch.tree import Chain, Edit
+from inarch.tree import Chain
 from inarch.tree.diff import diff
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Model(Foundation):
         self.layout: Spread | None = None
         self.row_adapters: Rows | None = None
         self._grown: Mapping[str, Tokenizer] = {}
+        self._made: Mapping[str, Chain] = {}
         self._packed = False
 
     # What its adapters make of it
@@ -118,7 +120,7 @@ class Model(Foundation):
         specs = specs_of(adapters)
         drafts, problems = fitted(self, specs)
         order, more = arranged(
-            [*self.adapters, *drafts], self.pristine, names=[spec.name for spec in specs]
+            [*self.adapters, *drafts], self.pristine, [spec.name for spec in specs], self.order
         )
         refuse([*problems, *more])
         model = self._with([*self.adapters, *(filled(d, self) for d in drafts)], order)
@@ -135,9 +137,8 @@ class Model(Foundation):
         gone = [self.adapters[name] for name in names]
         if self.layout is None or not self.layout.lets_go(gone):
             self._refuse_shared()
-        return self._with(
-            [_without(m, names, self.order) for m in self.adapters if m.name not in names]
-        )
+        members = _left(self.adapters, names, self.order)
+        return self._with(members, self.order.of([member.name for member in members]))
 
     def merge(self, *names: str) -> Self:
         """A new model whose weights contain the named adapters; all that can be, by default.
@@ -253,12 +254,16 @@ class Model(Foundation):
         order = order or arrange(members, self.pristine)
         by_name = {member.name: member for member in members}
         ordered = [by_name[name] for name in order.names]
+        packed = packed or self._packed
+        trees: Mapping[str, Chain] | None = None
+        grown: Mapping[str, Tokenizer] = {}
         if self.layout is not None and self.layout.grafted is not None:
             trees, grown = self.layout.grafted(ordered)
-        else:
+        elif self.layout is None and not packed and self.trees == self._made:
+            trees = stepped(self, ordered, order)
+        if trees is None:
             trees = merged(self.pristine, ordered)
             trees, grown = adapted(trees, self.sites, [m for m in ordered if not m.merged])
-        packed = packed or self._packed
         if packed:
             trees = packed_trees(trees, self.sites)
         model = type(self)(
@@ -269,7 +274,7 @@ class Model(Foundation):
             tokenizer=({**self.sites.tokenizers, **grown}).get("", self.tokenizer),
             family=self.family,
         )
-        model._grown = grown
+        model._grown, model._made = grown, dict(trees)
         model.pristine = self.pristine
         model.adapters = Members(members)
         model.order = order
@@ -373,17 +378,24 @@ def adapted(
     """
     words, grown = taught(sites, members)
     live = with_words([edit for m in members for edit in m.edits], words)
-    of_tree: dict[str, list[Edit]] = {name: [] for name in trees}
-    for edit in live:
-        name, own = split(edit, trees)
-        of_tree[name].append(own)
+    of_tree = by_tree(live, trees)
     return {name: tree.edit(of_tree[name]) for name, tree in trees.items()}, grown
 
 
-def _without(member: Member, gone: Sequence[str], order: Order) -> Member:
-    """The member as it stands without some others: after those that it came after until now."""
-    kept = {v.a for v in order.verdicts if v.word != "commute" and v.b == member.name}
-    told = dict.fromkeys([*member.after, *sorted(kept)])
-    after = tuple(name for name in told if name not in gone)
-    before = tuple(name for name in member.before if name not in gone)
-    return replace(member, asked=replace(member.asked, after=after, before=before))
+def _left(members: Sequence[Member], gone: Sequence[str], order: Order) -> list[Member]:
+    """The members without some, each after those that it came after until now."""
+    came: dict[str, set[str]] = {}
+    for verdict in order.verdicts:
+        if verdict.word != "commute":
+            came.setdefault(verdict.b, set()).add(verdict.a)
+    left: list[Member] = []
+    for member in members:
+        if member.name in gone:
+            continue
+        told = dict.fromkeys([*member.after, *sorted(came.get(member.name, ()))])
+        after = tuple(name for name in told if name not in gone)
+        before = tuple(name for name in member.before if name not in gone)
+        if (after, before) != (member.after, member.before):
+            member = replace(member, asked=replace(member.asked, after=after, before=before))
+        left.append(member)
+    return left

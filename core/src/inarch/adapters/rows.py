@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from inarch.adapters.edge import Edge
-from inarch.adapters.graft import split
+from inarch.adapters.graft import by_tree
 from inarch.adapters.member import Member
 from inarch.adapters.packing import packed_trees
 from inarch.adapters.row_edges import RowEdge, RowFactor, RowStep
@@ -135,15 +135,14 @@ def in_rows(model: SomeModel, rows: Rows) -> SomeModel:
     holders = {
         name: [i for i, row in enumerate(rows) if name in row] for row in rows for name in row
     }
-    trees = dict(model.pristine)
     edits = [
         replace(edit, step=_on_rows(edit, holders[name], len(rows)))
         for name in model.order.names
         if name in holders
         for edit in model.adapters[name].edits
     ]
-    for name, tree in model.pristine.items():
-        trees[name] = tree.edit(e for edit in edits for t, e in [split(edit, trees)] if t == name)
+    of_tree = by_tree(edits, model.pristine)
+    trees = {name: tree.edit(of_tree[name]) for name, tree in model.pristine.items()}
     if model._packed:  # pyright: ignore[reportPrivateUsage]
         trees = packed_trees(trees, model.sites)
     twin = copy.copy(model)

@@ -8,7 +8,7 @@ order, one program and one digest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -51,6 +51,19 @@ class Order:
     verdicts: tuple[Verdict, ...] = ()
     comparisons: int = 0
 
+    def of(self, names: Collection[str]) -> Order | None:
+        """The order of some of the members; None where it may differ, since pairs don't commute.
+
+        Args:
+            names: in any order.
+        """
+        if any(verdict.word != "commute" for verdict in self.verdicts):
+            return None
+        left = tuple(sorted(names))
+        among = {*left}
+        verdicts = tuple(v for v in self.verdicts if v.a in among and v.b in among)
+        return Order(left, (left,) if left else (), verdicts)
+
 
 def arrange(members: Sequence[Edited], trees: Mapping[str, Chain]) -> Order:
     """The canonical order of members, from their edits and from what is declared.
@@ -70,11 +83,18 @@ def arrange(members: Sequence[Edited], trees: Mapping[str, Chain]) -> Order:
 
 
 def arranged(
-    members: Sequence[Edited], trees: Mapping[str, Chain], *, names: Sequence[str] = ()
+    members: Sequence[Edited],
+    trees: Mapping[str, Chain],
+    names: Sequence[str] = (),
+    known: Order | None = None,
 ) -> tuple[Order, list[InarchError]]:
     """As `arrange`, with the problems beside what is known of the order in spite of them.
 
-    `names` are those of further members, whose edits are not known.
+    Args:
+        members: see `arrange`.
+        trees: the pristine ones.
+        names: those of further members, whose edits are not known.
+        known: of some of the members, whose edits are what they were.
     """
     said = precedences(members)
     problems = list(misnamed(members, names))
@@ -93,8 +113,14 @@ def arranged(
     after, spoken = graph.reach(names, follows), speakers(said)
     came = {name: graph.origins(name, follows) for name in follows}
     verdicts: list[Verdict] = []
+    said_before = known.verdicts if known else ()
+    commuting = {(v.a, v.b): v for v in said_before if v.word == "commute"}
     earlier: dict[str, list[str]] = {}
     for a, b in pairs.all():
+        verdict = commuting.get((a.name, b.name))
+        if verdict is not None:
+            verdicts.append(verdict)
+            continue
         meeting = pairs.meeting(a, b)
         verdict = _verdict(a.name, b.name, meeting, after, spoken, came)
         verdicts.append(verdict)

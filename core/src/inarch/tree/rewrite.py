@@ -56,11 +56,18 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What the edits of a Chain made of it: its program and form, the names of what they bring."""
+    """What the edits of a Chain made of it.
+
+    Attributes:
+        program, form: the Chain's own.
+        brought: of what the edits bring, the name, and which edit it is of; in program order.
+        order: the names of all its modules, where it held edits before: program order again.
+    """
 
     program: Step
     form: Form
-    names: tuple[str, ...]
+    brought: tuple[tuple[str, int], ...]
+    order: tuple[str, ...]
 
 
 _Known = dict[Hashable, _Written]
@@ -82,8 +89,8 @@ def rewritten(
     twin = chain._twin(origin)
     new: dict[str, Chain] = {}
     for name, inner in plan.below.items():
-        child = _chain_at(chain, name)
-        new[name] = rewritten(child, inner, origin and _chain_at(origin, name), known)
+        child = chain_at(chain, name)
+        new[name] = rewritten(child, inner, origin and chain_at(origin, name), known)
     twin._replace(new)
     face = chain.interface
     if face.inputs is not None and plan.inputs:
@@ -94,23 +101,40 @@ def rewritten(
     written = None if key is None else known.get(key)
     edits = [edit for at_site in plan.sites.values() for edit in at_site]
     if written is not None:
-        for name, edit in zip(written.names, edits, strict=True):
-            twin._register(name, edit.step)
+        for name, index in written.brought:
+            twin._register(name, edits[index].step)
         twin._take(written.program, written.form)
+        _sort(twin, written.order)
         return twin
     if plan.sites or twin.interface is not chain.interface:
         _write(twin, plan)
     else:
         form = form_like(chain.form, chain.program, chain.interface, ModulesOf(twin))
         twin._take(chain.program, form)
-    if key is not None and len({id(edit.step) for edit in edits}) == len(edits):
-        names = {id(module): name for name, module in twin._modules.items()}
-        brought = tuple(names[id(edit.step)] for edit in edits)
-        known[key] = _Written(twin.program, twin.form, brought)
+    order = () if origin is None else _order(twin, origin)
+    _sort(twin, order)
+    number = {id(edit.step): index for index, edit in enumerate(edits)}
+    if key is not None and len(number) == len(edits):
+        brought = [(n, number[id(m)]) for n, m in twin._modules.items() if id(m) in number]
+        known[key] = _Written(twin.program, twin.form, tuple(brought), order)
     return twin
 
 
-def _chain_at(chain: Chain, name: str) -> Chain:
+def _order(twin: Chain, origin: Chain) -> tuple[str, ...]:
+    """The names of a Chain's modules: its author's first, then in the order of the program."""
+    called = [name.partition(".")[0] for name in twin.form.refs]
+    return tuple(dict.fromkeys([*origin._modules, *called]))
+
+
+def _sort(twin: Chain, order: tuple[str, ...]) -> None:
+    """Put a Chain's modules in an order, so that it tells nothing of how a stack came about."""
+    if order:
+        held = twin._modules
+        twin.__dict__["_modules"] = {name: held[name] for name in order if name in held} | held
+
+
+def chain_at(chain: Chain, name: str) -> Chain:
+    """The Chain under a dotted name of a Chain."""
     child = chain.module_at(name)
     if not isinstance(child, Chain):
         raise TypeError(f"{name} is no Chain")
