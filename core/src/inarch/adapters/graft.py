@@ -257,11 +257,13 @@ def modules_of(edits: Iterable[Edit]) -> dict[str, nn.Module]:
     """The modules that edits bring, by the address each stands at."""
     modules: dict[str, nn.Module] = {}
     for edit in edits:
-        step = edit.step
+        step, provided = edit.step, edit.kind == "provide"
         brought = [("", step)] if isinstance(step, nn.Module) else parts(edit)
         for label, module in brought:
-            at = edit.label if edit.kind == "provide" else ""
-            address = ".".join(part for part in (edit.address, at, label) if part)
+            address = edit.address
+            if provided or label:
+                names = (address, edit.label if provided else "", label)
+                address = ".".join(part for part in names if part)
             if modules.setdefault(address, module) is not module:
                 address = f"{address}:{edit.kind}"
                 modules[address] = module

@@ -44,7 +44,8 @@ class _Standing(NamedTuple):
 
     def key(self, own: str) -> Key:
         """Of its tensor of some name."""
-        return key_of(self.edit, f"{self.name}.{own}" if self.name else own)
+        edit = self.edit
+        return edit.address, edit.kind, edit.names, f"{self.name}.{own}" if self.name else own
 
 
 class _Wanted(NamedTuple):
@@ -195,7 +196,7 @@ def _wanted(
         for own, parameter in one.module._parameters.items():
             if parameter is None:
                 continue
-            key, shape = one.key(own), tuple(parameter.shape)
+            key, shape = one.key(own), parameter.shape
             file = None if header is None else edit.fills.get(key[3])
             if file is None and key[3] in edit.copies:
                 copied = _base_parameter(sites, edit.copies[key[3]]).detach()
@@ -311,8 +312,9 @@ def _house(one: _Standing) -> None:
 
 def _settle(one: _Standing, *, loaded: bool) -> None:
     """Tell a module that is filled where it stands."""
-    if isinstance(one.module, Edge | Settled):
-        one.module.settle(one.site, loaded=loaded)
+    module = one.module
+    if isinstance(module, (Edge, Settled)):
+        module.settle(one.site, loaded=loaded)
 
 
 def placement(edit: Edit, sites: SiteView) -> _Kind:

@@ -242,14 +242,14 @@ def _copied(tree: Chain, plan: Plan) -> Iterator[nn.Module]:
 
 def _modules(tree: nn.Module) -> list[nn.Module]:
     """Every module of a tree, as `nn.Module.modules` and without making names."""
-    found = {id(tree): tree}
-    ahead = [tree]
-    while ahead:
-        for module in ahead.pop()._modules.values():
-            if module is not None and id(module) not in found:
-                found[id(module)] = module
-                ahead.append(module)
-    return list(found.values())
+    found, seen = [tree], {id(tree)}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and not (child._modules and id(child) in seen):
+                if child._modules:
+                    seen.add(id(child))
+                found.append(child)
+    return found
 
 
 def refuse_sharded(tree: Chain) -> None:

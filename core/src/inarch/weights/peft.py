@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,12 @@ def matches(targets: str | list[str] | None, address: str) -> bool:
         return False
     if isinstance(targets, str):
         return re.fullmatch(targets, address) is not None
-    return any(address == t or address.endswith(f".{t}") for t in targets)
+    return f".{address}".endswith(_endings(*targets))
+
+
+@lru_cache
+def _endings(*names: str) -> tuple[str, ...]:
+    return tuple(f".{name}" for name in names)
 
 
 def target_names(addresses: Collection[str], layers: Collection[str]) -> list[str]:

@@ -17,7 +17,7 @@ from inarch.tree.address import compiled
 from inarch.weights import WeightsHeader
 from inarch_lora import writing
 from inarch_lora.combining import summed
-from inarch_lora.edges import LoRAEdge, beside, reads_weight
+from inarch_lora.edges import Layers, LoRAEdge, beside, reads_weight
 from inarch_lora.edges.twins import Twins
 from inarch_lora.fresh import fresh_terms
 from inarch_lora.options import FROM_FILE, Options
@@ -47,15 +47,16 @@ class LoRA(Adapter):
         self._asked: Mapping[str, Any] = {}
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
+        layers = Layers(sites)
         if weights is None:
             form = self.options.format or writing.usual_format(self.options, sites)
-            terms = tuple(fresh_terms(self.options, sites, form))
+            terms = tuple(fresh_terms(self.options, sites, layers, form))
             reading = Reading(form, terms, writing.settings_of(self.options))
         else:
             reading = read(weights, sites, self.options.alpha)
             _check_targets(reading, sites, str(weights.path))
         self.saved = writing.Saved.of(reading, sites, self.options.format)
-        terms, twins = list(reading.terms), Twins()
+        terms, twins = list(reading.terms), Twins(layers)
         if self.options.capacity is not None:
             terms = roomy(terms, self.options.capacity, self.options.covers, sites, self.name)
         for term in _scaled(terms, self.options.block_scales, self.name):

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator
 from msgspec.structs import replace
 
 from inarch.adapters import SiteView
-from inarch_lora.edges import Layer, lora_shapes
+from inarch_lora.edges import Layer, Layers, lora_shapes
 from inarch_lora.options import Options
 from inarch_lora.peft_format import pattern_value, scaling
 from inarch_lora.terms import Format, Term
@@ -16,12 +16,13 @@ from inarch_lora.terms import Format, Term
 Shapes = dict[str, tuple[int, ...]]
 
 
-def fresh_terms(options: Options, sites: SiteView, form: Format) -> Iterator[Term]:
+def fresh_terms(options: Options, sites: SiteView, layers: Layers, form: Format) -> Iterator[Term]:
     """A term for each target, and for each other bias where all are to be adapted.
 
     Args:
         options: what the user asked for.
         sites: the pristine model.
+        layers: of it.
         form: of the file it will be saved in, whose reading of the tensors it has.
 
     Raises:
@@ -29,7 +30,7 @@ def fresh_terms(options: Options, sites: SiteView, form: Format) -> Iterator[Ter
     """
     targets, made = sites.find(options.targets, modules=True), dict[Hashable, Term]()
     for site in targets:
-        layer = Layer.of(site.module, site.address)
+        layer = layers[site.address]
         rank = int(pattern_value(options.rank_pattern, site.address, options.rank))
         alpha = pattern_value(options.alpha_pattern, site.address, options.alpha or rank)
         kind = (layer.form, rank, alpha)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator
+from weakref import WeakKeyDictionary
 
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
@@ -70,6 +71,14 @@ class Names:
                     for full in _names(tree, name):
                         self._table.setdefault(full, set()).add(address)
 
+    @classmethod
+    def of(cls, sites: SiteView) -> Names:
+        """The table of a model, made once for each."""
+        found = _TABLES.get(sites)
+        if found is None:
+            found = _TABLES[sites] = cls(sites)
+        return found
+
     def find(self, name: str) -> str | None:
         """The address of the layer a file calls so; None where there is none.
 
@@ -97,6 +106,9 @@ class Names:
                 return difflib.get_close_matches(wanted, alike[:500], 2, 0.6)
             start = start[: len(start) * 3 // 4]
         return difflib.get_close_matches(wanted, list(self._table)[:500], 2, 0.6)
+
+
+_TABLES: WeakKeyDictionary[SiteView, Names] = WeakKeyDictionary()
 
 
 def _readings(path: str) -> Iterator[str]:

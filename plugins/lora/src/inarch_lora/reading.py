@@ -52,7 +52,7 @@ def read(weights: WeightsHeader, sites: SiteView, alpha: float | None = None) ->
     """
     where = str(weights.path)
     peft_format.refuse_unsupported(weights.settings, where)
-    names = Names(sites)
+    names = Names.of(sites)
     keys = [key for key in weights.keys() if not _copies_base(key, names, sites, weights)]  # noqa: SIM118
     found = _by_address(keys, weights, names)
     metadata = _metadata(weights)

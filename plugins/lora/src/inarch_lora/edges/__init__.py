@@ -11,7 +11,7 @@ from torch import nn
 from inarch.errors import InarchError
 from inarch_lora.edges.bias import BiasEdge
 from inarch_lora.edges.dora import ConvDoRA, DoRAEdge, EmbeddingDoRA, LinearDoRA, TransposedDoRA
-from inarch_lora.edges.layer import Layer
+from inarch_lora.edges.layer import Layer, Layers
 from inarch_lora.edges.lora import ConvLoRA, EmbeddingLoRA, LinearLoRA, LoRAEdge, TransposedLoRA
 from inarch_lora.edges.norm import NORMS, NormEdge
 from inarch_lora.edges.oft import OFTEdge
@@ -28,6 +28,7 @@ __all__ = [
     "EmbeddingLoRA",
     "FullEdge",
     "Layer",
+    "Layers",
     "LinearLoRA",
     "LoHaEdge",
     "LoKrEdge",
@@ -57,6 +58,7 @@ _DORA: dict[str, type[DoRAEdge]] = {
     "embedding": EmbeddingDoRA,
     "conv": ConvDoRA,
 }
+_READING = (DoRAEdge, OFTEdge, StartedEdge)
 _STARTED: dict[str, type[StartedEdge]] = {"linear": StartedLinear, "transposed": StartedTransposed}
 _WHOLE: dict[str, type[WholeEdge]] = {
     "lora": ProductEdge,
@@ -98,7 +100,7 @@ def beside(site: nn.Module | None, term: Term) -> Term:
 
 def reads_weight(edge: SiteEdge) -> bool:
     """Whether what the edge adds depends on the weight it stands beside."""
-    return isinstance(edge, DoRAEdge | OFTEdge | StartedEdge) or (
+    return isinstance(edge, _READING) or (
         isinstance(edge, WholeEdge) and edge.dora_scale is not None
     )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inarch.adapters import SiteView
 from inarch.errors import InarchError
 
 _CONVOLUTIONS: tuple[tuple[type[Any], Callable[..., Tensor]], ...] = (
@@ -50,11 +51,12 @@ class Layer:
         Raises:
             InarchError: IA421 for what is no such layer.
         """
-        weight = getattr(site, "weight", None)
+        held = {} if site is None else site._parameters
+        weight = held["weight"] if "weight" in held else getattr(site, "weight", None)
         with torch._C.DisableTorchFunction():  # a mode would be asked about every shape
             shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
         if isinstance(site, nn.Linear):
-            return _linear(shape, site._parameters.get("bias") is not None)
+            return _linear(shape, held.get("bias") is not None)
         biased = isinstance(getattr(site, "bias", None), nn.Parameter)
         from inarch.nn.linear import TransposedLinear
 
@@ -116,3 +118,19 @@ class Layer:
 @cache
 def _linear(shape: tuple[int, int], biased: bool) -> Layer:
     return Layer("linear", shape, shape[1], shape[0], biased, 1, {}, F.linear)
+
+
+class Layers(dict[str, Layer]):
+    """The forms of a model's layers by their addresses, each read when it is first asked for.
+
+    Args:
+        sites: of the model.
+    """
+
+    def __init__(self, sites: SiteView) -> None:
+        super().__init__()
+        self.sites = sites
+
+    def __missing__(self, address: str) -> Layer:
+        layer = self[address] = Layer.of(self.sites.module_at(address), address)
+        return layer

@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from torch import nn
 
-from inarch_lora.edges import NORMS, Layer, SiteEdge, edge_for
+from inarch_lora.edges import NORMS, Layers, SiteEdge, edge_for
 from inarch_lora.terms import Term
 
 _NAMES = {"address", "key", "fills", "shapes"}
@@ -15,9 +15,14 @@ _settings = attrgetter(*(name for name in Term.__struct_fields__ if name not in 
 
 
 class Twins:
-    """Makes edges as `edge_for` does; an equal one is a twin of the first."""
+    """Makes edges as `edge_for` does; an equal one is a twin of the first.
 
-    def __init__(self) -> None:
+    Args:
+        layers: of the model.
+    """
+
+    def __init__(self, layers: Layers) -> None:
+        self.layers = layers
         self._made: dict[Hashable, SiteEdge] = {}
 
     def edge_for(self, site: nn.Module | None, term: Term) -> SiteEdge:
@@ -28,7 +33,7 @@ class Twins:
         """
         if isinstance(site, NORMS):
             return edge_for(site, term)
-        layer = Layer.of(site, term.address)
+        layer = self.layers[term.address]
         key = (type(site), layer.form, *term.shapes.items(), _settings(term))
         first = self._made.get(key)
         if first is not None:
