@@ -6,9 +6,11 @@ layers are 123 blocks. The peer gets a fresh model each time, since it changes t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 import inarch
 from benchmarks import counters, models
@@ -36,14 +38,37 @@ def adapt(base: Model) -> Model:
     return base.adapt(inarch.adapter("lora", rank=8, targets=TARGETS))
 
 
+def counted(blocks: int) -> int:
+    """The function calls that adapting so many blocks makes."""
+    base = models.on_meta("llama", models.llama_config(64, blocks))
+    adapt(base)  # what is made once a process
+    return counters.calls(lambda: adapt(base))
+
+
 def counted_exponent(blocks: tuple[int, ...] = (16, 32, 64, 123)) -> float:
     """The exponent of the function calls that adapting makes, over the number of layers."""
-    made: list[int] = []
-    for count in blocks:
-        base = models.on_meta("llama", models.llama_config(64, count))
-        adapt(base)  # what is made once a process
-        made.append(counters.calls(lambda base=base: adapt(base)))
+    made = [counted(count) for count in blocks]
     return fitted("calls", [layers(count) for count in blocks], made).exponent
+
+
+def calls_a_layer(few: int = 16, many: int = 32) -> float:
+    """The function calls for each layer more."""
+    return (counted(many) - counted(few)) / (layers(many) - layers(few))
+
+
+class Bare(nn.Module):
+    """A module with the two parameters of a LoRA, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.empty(8, 64))
+        self.lora_B = nn.Parameter(torch.empty(64, 8))
+
+
+def bare(count: int) -> list[Bare]:
+    """What torch alone takes: so many modules, which stand nowhere and are of one shape."""
+    with torch.device("meta"):
+        return [Bare() for _ in range(count)]
 
 
 class Theirs:
@@ -79,38 +104,50 @@ def run(setting: Setting) -> Result:
     sizes = BLOCKS[:2] if setting.quick else BLOCKS
     ours: list[float] = []
     theirs: list[float] = []
+    limit: list[float] = []
     rows: list[list[str]] = []
     for blocks in sizes:
         base, peer = models.on_meta("llama", models.llama_config(64, blocks)), Theirs(blocks)
         if blocks == sizes[0]:
             _compare(setting, base, peer)
-        both = {"ours": lambda base=base: adapt(base)}
+        both: dict[str, Any] = {"ours": lambda base=base: adapt(base)}
+        both["bare"] = partial(bare, layers(blocks))
         before = {}
         if blocks <= 123:
             both["theirs"], before["theirs"] = peer.adapt, peer.prepare
         times = interleaved(both, setting, repeats=6 if blocks == 123 else 5, before=before)
         ours.append(times.median("ours"))
-        row = [str(layers(blocks)), seconds(ours[-1])]
+        limit.append(times.median("bare"))
+        row = [str(layers(blocks)), seconds(limit[-1]), seconds(ours[-1])]
         if "theirs" in both:
             theirs.append(times.median("theirs"))
             faster = times.ratio("theirs", "ours")
             row += [seconds(theirs[-1]), faster.text()]
-        rows.append([*row, *[""] * (4 - len(row))])
+        rows.append([*row, *[""] * (5 - len(row))])
         if blocks == 123 or setting.quick:
             ms = spread([1000 * t for t in times.times["ours"]])
             what = f"{layers(blocks)} layers"
             result.marks.append(Mark(f"{what}, ms", ms.median, 60, spread=ms))
             what = f"{what}, times faster than PEFT"
             result.marks.append(Mark(what, faster.median, 30, "at least", faster))
+            beside = times.ratio("theirs", "bare")
+            result.counters["bare modules, times faster than PEFT"] = round(beside.median, 1)
     count = [layers(blocks) for blocks in sizes]
-    lines = [fitted("inarch", count, ours), fitted("PEFT", count[: len(theirs)], theirs)]
+    lines = [
+        fitted("inarch", count, ours),
+        fitted("PEFT", count[: len(theirs)], theirs),
+        fitted("bare modules", count, limit),
+    ]
     result.pictures.append(Picture("Adapting on meta", "adapted layers", "seconds", lines))
     calls = counted_exponent((2, 4) if setting.quick else (16, 32, 64, 123))
     result.counters["exponent of function calls"] = calls
+    result.counters["function calls a layer"] = round(calls_a_layer(), 1)
     result.marks.append(Mark("exponent of function calls", round(calls, 2), 1.0, counted=True))
-    result.tables.append(Table("A LoRA", ["layers", "inarch", "PEFT", "times faster"], rows))
+    heads = ["layers", "bare modules", "inarch", "PEFT", "times faster"]
+    result.tables.append(Table("A LoRA", heads, rows))
     result.remarks.append(
-        "On the meta device no bytes are moved: the limit is torch's own modules."
+        "On the meta device no bytes are moved: the limit is torch's own modules. Bare modules are "
+        "as many as the layers, each with two parameters, made one by one and put nowhere."
     )
     return result
 

@@ -183,21 +183,31 @@ def _unet(setting: Setting) -> Side:
     )
 
 
-def growth(ratio: tuple[int, int] = (1, 50)) -> dict[str, float]:
-    """The function calls of each action with many loaded, over those with one."""
+def growth(
+    ratio: tuple[int, int] = (1, 50), kind: type[Beside] = Beside, blocks: int = 2
+) -> dict[str, float]:
+    """The function calls of each action with many loaded, over those with one.
+
+    Args:
+        ratio: how many are loaded.
+        kind: side by side, or `Stacked`.
+        blocks: of the model, seven layers each.
+    """
     setting = Setting(quick=True)
-    base = models.built("llama", models.llama_config(16, 2), setting)
+    base = models.built("llama", models.llama_config(16, blocks), setting)
     found: dict[str, list[int]] = {action: [] for action in ACTIONS}
     with models.folder() as where:
         names = [f"a{i:02}" for i in range(ratio[1])]
         folders = models.saved(base, [*names, "new"], where, rank=2)
         new = folders.pop("new")
         for count in ratio:
-            ours = Beside(base, dict(itertools.islice(folders.items(), count)), new)
+            ours = kind(base, dict(itertools.islice(folders.items(), count)), new)
+            for _ in range(2):  # the first time makes what is made once
+                ours.adapt()
+                ours.drop()
             ours.adapt()
             for action in ACTIONS:
                 found[action].append(counters.calls(getattr(ours, action)))
-                ours.adapt()
     return {action: many / one for action, (one, many) in found.items()}
 
 
@@ -220,6 +230,9 @@ def run(setting: Setting) -> Result:
     for action, grown in growth((1, counts[-1])).items():
         what = f"{action}: function calls at {counts[-1]} over those at 1"
         result.marks.append(Mark(what, round(grown, 3), 1.1, counted=True))
+    for action, grown in growth((1, counts[-1]), Stacked, 12).items():
+        what = f"one stack: {action}: function calls at {counts[-1]} over those at 1"
+        result.counters[what] = round(grown, 3)
     return result
 
 

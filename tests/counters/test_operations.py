@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -33,12 +35,25 @@ def test_twenty_swaps_compile_nothing() -> None:
 
 
 def test_adapting_grows_as_the_layers_do() -> None:
-    assert 0.8 < b05_adapt.counted_exponent((8, 16, 32, 64)) < 1.02
+    assert 0.5 < b05_adapt.counted_exponent((8, 16, 32, 64)) < 1.02
+
+
+def test_adapting_a_layer_takes_few_function_calls() -> None:
+    assert b05_adapt.calls_a_layer() < 180
 
 
 def test_adapting_rescaling_and_dropping_cost_the_same_with_fifty_loaded() -> None:
     grown = b06_lifecycle.growth((1, 50))
     assert max(grown.values()) <= 1.01
+
+
+def test_a_stack_of_fifty_is_not_made_anew_for_one_adapter_more_or_less() -> None:
+    few, many = (b06_lifecycle.growth((1, n), b06_lifecycle.Stacked, 4) for n in (10, 50))
+    assert many["rescale"] <= 1.01
+    for action, most in (("adapt", 0.7), ("drop", 0.9)):
+        assert math.log(many[action] / few[action]) / math.log(50 / 10) < most, action
+    assert many["adapt"] < 4
+    assert many["drop"] < 10
 
 
 @pytest.mark.parametrize("dtype", b08_merge.DTYPES, ids=str)

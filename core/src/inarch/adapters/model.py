@@ -20,7 +20,7 @@ from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import merged
 from inarch.adapters.packing import packed_trees
 from inarch.adapters.rows import Row, Rows, in_rows, of_rows, rows_of
-from inarch.adapters.stepping import stepped
+from inarch.adapters.stepping import left, stepped
 from inarch.adapters.telling import tell
 from inarch.adapters.vocabulary import taught, with_words
 from inarch.errors import InarchError
@@ -137,7 +137,7 @@ class Model(Foundation):
         gone = [self.adapters[name] for name in names]
         if self.layout is None or not self.layout.lets_go(gone):
             self._refuse_shared()
-        members = _left(self.adapters, names, self.order)
+        members = left(self.adapters, names, self.order)
         return self._with(members, self.order.of([member.name for member in members]))
 
     def merge(self, *names: str) -> Self:
@@ -380,22 +380,3 @@ def adapted(
     live = with_words([edit for m in members for edit in m.edits], words)
     of_tree = by_tree(live, trees)
     return {name: tree.edit(of_tree[name]) for name, tree in trees.items()}, grown
-
-
-def _left(members: Sequence[Member], gone: Sequence[str], order: Order) -> list[Member]:
-    """The members without some, each after those that it came after until now."""
-    came: dict[str, set[str]] = {}
-    for verdict in order.verdicts:
-        if verdict.word != "commute":
-            came.setdefault(verdict.b, set()).add(verdict.a)
-    left: list[Member] = []
-    for member in members:
-        if member.name in gone:
-            continue
-        told = dict.fromkeys([*member.after, *sorted(came.get(member.name, ()))])
-        after = tuple(name for name in told if name not in gone)
-        before = tuple(name for name in member.before if name not in gone)
-        if (after, before) != (member.after, member.before):
-            member = replace(member, asked=replace(member.asked, after=after, before=before))
-        left.append(member)
-    return left

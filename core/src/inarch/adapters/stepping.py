@@ -8,6 +8,7 @@ last, and terms and factors that an adapter puts beside sites may be taken out b
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from inarch.adapters.graft import by_tree
@@ -39,7 +40,7 @@ def stepped(model: Model, members: Sequence[Member], order: Order) -> dict[str, 
     if not before or bool(added) is bool(gone) or not _simple(model, members, added or gone):
         return None
     names = {member.name for member in added}
-    if any(v.word != "commute" and v.a in names and v.b not in names for v in order.verdicts):
+    if [v for v in order.verdicts if v.word != "commute" and v.a in names and v.b not in names]:
         return None
     if [name for name in model.order.names if name in kept] != kept:
         return None
@@ -60,3 +61,22 @@ def _simple(model: Model, members: Iterable[Member], changed: Iterable[Member]) 
     if any(member.merged or member.adapter.learned() for member in every):
         return False
     return all(beside(edit) for member in changed for edit in member.edits)
+
+
+def left(members: Sequence[Member], gone: Sequence[str], order: Order) -> list[Member]:
+    """The members without some, each after those that it came after until now."""
+    came: dict[str, set[str]] = {}
+    for verdict in order.verdicts:
+        if verdict.word != "commute":
+            came.setdefault(verdict.b, set()).add(verdict.a)
+    kept: list[Member] = []
+    for member in members:
+        if member.name in gone:
+            continue
+        told = dict.fromkeys([*member.after, *sorted(came.get(member.name, ()))])
+        after = tuple(name for name in told if name not in gone)
+        before = tuple(name for name in member.before if name not in gone)
+        if (after, before) != (member.after, member.before):
+            member = replace(member, asked=replace(member.asked, after=after, before=before))
+        kept.append(member)
+    return kept

@@ -57,12 +57,12 @@ class Order:
         Args:
             names: in any order.
         """
-        if any(verdict.word != "commute" for verdict in self.verdicts):
+        if {verdict.word for verdict in self.verdicts} - {"commute"}:
             return None
         left = tuple(sorted(names))
         among = {*left}
-        verdicts = tuple(v for v in self.verdicts if v.a in among and v.b in among)
-        return Order(left, (left,) if left else (), verdicts)
+        verdicts = [v for v in self.verdicts if v.a in among and v.b in among]
+        return Order(left, (left,) if left else (), tuple(verdicts))
 
 
 def arrange(members: Sequence[Edited], trees: Mapping[str, Chain]) -> Order:

@@ -9,6 +9,8 @@ calling the module; the function has `self._modules["q_proj"]` in its place, the
 from __future__ import annotations
 
 import ast
+import builtins
+import functools
 import itertools
 import linecache
 import types
@@ -34,8 +36,29 @@ def compiled(
         functions: what it calls by name.
         children: the dotted names of the modules it calls.
     """
-    name = _file()
-    tree = ast.parse(text, name)
+    found = {"__builtins__": vars(builtins), "_explain": explain}
+    namespace: dict[str, Any] = {**functions, **found}
+    return _named(_code(text, frozenset(children)), text, namespace)
+
+
+def again(function: Callable[..., Any], text: str) -> Callable[..., Any]:
+    """The same `forward`, compiled before, with a code object and a name of its own."""
+    if not isinstance(function, types.FunctionType):
+        raise TypeError("what was compiled is a function")
+    return _named(function.__code__, text, function.__globals__.copy())
+
+
+def _named(code: types.CodeType, text: str, namespace: dict[str, Any]) -> Callable[..., Any]:
+    """A function of a code object of its own, whose text is found by the name of its file."""
+    name = f"<inarch {next(_NUMBERS)}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    return types.FunctionType(code.replace(co_filename=name), namespace, code.co_name)
+
+
+@functools.lru_cache(maxsize=256)
+def _code(text: str, children: frozenset[str]) -> types.CodeType:
+    """The code of a text: whoever adapts, drops and adapts again has it compiled already."""
+    tree = ast.parse(text)
     [definition] = tree.body
     if not isinstance(definition, ast.FunctionDef):
         raise TypeError("the generated text is one function")
@@ -47,28 +70,8 @@ def compiled(
                 node.lineno = node.end_lineno = definition.end_lineno or definition.lineno
         handled.body = definition.body
         definition.body = [handled]
-    namespace: dict[str, Any] = {**functions, "_explain": explain}
-    exec(compile(tree, name, "exec"), namespace)
-    _listed(name, text)
-    return namespace.pop("forward")
-
-
-def again(function: Callable[..., Any], text: str) -> Callable[..., Any]:
-    """The same `forward`, compiled before, with a code object and a name of its own."""
-    if not isinstance(function, types.FunctionType):
-        raise TypeError("what was compiled is a function")
-    name = _file()
-    _listed(name, text)
-    code = function.__code__.replace(co_filename=name)
-    return types.FunctionType(code, function.__globals__.copy(), function.__name__)
-
-
-def _file() -> str:
-    return f"<inarch {next(_NUMBERS)}>"
-
-
-def _listed(name: str, text: str) -> None:
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    made = compile(tree, "<inarch>", "exec")
+    return next(part for part in made.co_consts if isinstance(part, types.CodeType))
 
 
 class _Children(ast.NodeTransformer):
