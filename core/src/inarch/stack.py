@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,25 +86,28 @@ def adapter(
             f"an adapter is named by its id, not by {use!r}",
             remedy='inarch.adapter("lora")',
         )
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InarchError(
-            "IA401",
-            f"the scale of an adapter is a number, not {scale!r}",
-            where=use,
-            remedy=f'inarch.adapter("{use}", scale=1.0)',
-        )
-    if scale in (float("inf"), float("-inf")):
-        raise InarchError(
-            "IA401",
-            "the scale of an adapter must be finite",
-            where=use,
-            remedy=f'inarch.adapter("{use}", scale=1.0)',
-        )
+    scale = finite_scale(scale, use, f'inarch.adapter("{use}", scale=1.0)')
     label = name if name is not None else _as_name(use)
     path = None if weights is None else str(weights)
     later, earlier = _names(after, use), _names(before, use)
     inner = tuple(specs_of(tuple(adapters)))
-    return AdapterSpec(use, path, label, float(scale), dict(options), later, earlier, inner)
+    return AdapterSpec(use, path, label, scale, dict(options), later, earlier, inner)
+
+
+def finite_scale(scale: Any, where: str, remedy: str) -> float:
+    """A scale as a number: of Python's, NumPy's, or a tensor's one value.
+
+    Raises:
+        InarchError: IA401 for what is no number, or none that is finite.
+    """
+    try:
+        number = math.nan if isinstance(scale, bool | str | bytes) else float(scale)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        what = f"the scale of an adapter is a number and finite, not {scale!r}"
+        raise InarchError("IA401", what, where=where, remedy=remedy)
+    return number
 
 
 def _names(told: str | Sequence[str], use: str) -> tuple[str, ...]:

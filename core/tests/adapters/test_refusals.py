@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,23 @@ def test_an_unknown_option_is_named_with_its_correction(base: Model) -> None:
 def test_an_unknown_adapter_is_named_with_its_correction(base: Model) -> None:
     error = refusal(base, inarch.adapter("lowrnk"))
     assert (error.code, "lowrank" in error.remedy) == ("IA406", True)
+
+
+@pytest.mark.parametrize("scale", ["1", None, float("nan"), float("inf"), True, [1.0]])
+def test_a_scale_that_is_no_finite_number_is_refused_when_asked_for_and_when_set(
+    base: Model, scale: Any
+) -> None:
+    with pytest.raises(InarchError, match="IA401"):
+        inarch.adapter("lowrank", scale=scale)
+    member = base.adapt("lowrank").adapters["lowrank"]
+    member.scale = 0.5
+    with pytest.raises(InarchError, match="IA401"):
+        member.scale = scale
+    assert member.scale == 0.5
+
+
+def test_a_scale_may_be_a_tensor_s_one_value(base: Model) -> None:
+    assert inarch.adapter("lowrank", scale=torch.tensor(0.25)).scale == 0.25
 
 
 def test_a_path_in_place_of_a_plugin_is_told_where_it_goes(base: Model, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -65,6 +67,17 @@ def test_a_model_is_loaded_frozen_in_evaluation_mode_with_its_roles(folder: Path
 def test_weights_take_the_dtype_asked_for(folder: Path, dtype: Any) -> None:
     wanted = {"bfloat16": torch.bfloat16, "torch.float16": torch.float16, None: torch.float32}
     assert inarch.load(folder, dtype=dtype).dtype == wanted.get(dtype, dtype)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_loaded_model_can_be_copied_and_pickled(folder: Path, how: Any) -> None:
+    model = inarch.load(folder)
+    other = how(model)
+    x = torch.ones(2, 3)
+    assert torch.equal(other.tree(x), model.tree(x))
+    assert other.fingerprint() == model.fingerprint()
+    name, tensor = next(iter(model.state_dict().items()))
+    assert torch.equal(other.checkpoint.read(name, None, torch.device("cpu")), tensor)
 
 
 def test_building_draws_no_random_number(folder: Path) -> None:

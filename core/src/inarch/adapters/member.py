@@ -11,7 +11,7 @@ from torch import nn
 from inarch.adapters.edge import Edge, rescale
 from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
-from inarch.stack import AdapterSpec
+from inarch.stack import AdapterSpec, finite_scale
 from inarch.tree import Edit
 
 if TYPE_CHECKING:
@@ -105,8 +105,9 @@ class Member:
                 why="the model's weights hold it at the scale it was merged with",
                 remedy=f'rescale the unmerged model and merge that: model.merge("{self.name}")',
             )
+        value = finite_scale(value, self.name, f'model.adapters["{self.name}"].scale = 0.5')
         edges = list(self.edges)
-        if not edges and float(value) != 1.0:
+        if not edges and value != 1.0:
             raise InarchError(
                 "IA409",
                 f"the adapter `{self.name}` has no scale",

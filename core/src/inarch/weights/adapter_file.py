@@ -106,6 +106,10 @@ class WeightsHeader:
         twin.path, twin.stamp, twin.used, twin._open = path, stamp, set(self.used), {}
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies open the file for themselves."""
+        return {**vars(self), "_open": {}}
+
     def close(self) -> None:
         """Let go of the file; reading on opens it again."""
         self._open.clear()

@@ -185,6 +185,10 @@ class FolderCheckpoint:
         """Forget the open files; tensors that were read keep their mapping."""
         self._open.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies open the files for themselves."""
+        return {**vars(self), "_open": {}}
+
     def tokenizer(self) -> Tokenizer | None:
         from inarch.nn.tokenizer import Tokenizer
 

@@ -104,6 +104,10 @@ class SingleFile(PipelineCheckpoint):
             self._file = safe_open(self.path, framework="pt")
         return self._file.get_tensor(key)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies open the file for themselves."""
+        return {**vars(self), "_file": None}
+
     def fingerprint(self) -> str:
         return fingerprint([(self.path, self.infos)])
 
