@@ -12,7 +12,7 @@ import torch
 
 from inarch.errors import InarchError
 from inarch.plugins import index, load_object, locate_checkpoint
-from inarch.weights import blank, check_names, fill, open_checkpoint
+from inarch.weights import blank, check_names, files_of, fill, open_checkpoint, read_ahead
 from inarch.weights.channels import lay_channels_last
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def load(
     family: type[Model] = load_object("inarch.models", entry.id)
     checkpoint = family.reading(checkpoint)
     config = family.parse_config(checkpoint.config)
+    if place.type != "meta":
+        read_ahead(files_of(checkpoint))
     with blank():
         trees = family.build(config)
     check_names(checkpoint, trees, family.ignored)

@@ -4,6 +4,7 @@ from inarch.tree.branch import branch
 from inarch.tree.chain import Chain
 from inarch.tree.edit import Edit
 from inarch.tree.part import part
+from inarch.tree.repeated import repeated
 from inarch.tree.select import Found, Selection
 from inarch.tree.steps import (
     Concat,
@@ -39,4 +40,5 @@ __all__ = [
     "Use",
     "branch",
     "part",
+    "repeated",
 ]

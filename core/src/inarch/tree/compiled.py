@@ -20,7 +20,6 @@ from typing import Any
 from inarch.tree.failure import explain
 
 _NUMBERS = itertools.count()
-_HANDLED = "try: pass\nexcept Exception as _error: _explain(_error); raise"
 
 
 def compiled(
@@ -32,7 +31,7 @@ def compiled(
     adds a note with the address and the shapes. Python 3.11 enters a `try` at no cost.
 
     Args:
-        text: one function.
+        text: one function, of assignments and a return.
         functions: what it calls by name.
         children: the dotted names of the modules it calls.
     """
@@ -62,36 +61,13 @@ def _code(text: str, children: frozenset[str]) -> types.CodeType:
     [definition] = tree.body
     if not isinstance(definition, ast.FunctionDef):
         raise TypeError("the generated text is one function")
-    definition = _Children(children).visit(definition)
-    [handled] = ast.parse(_HANDLED).body
-    if isinstance(handled, ast.Try):
-        for node in ast.walk(handled):
-            if isinstance(node, (ast.stmt, ast.expr, ast.excepthandler)):
-                node.lineno = node.end_lineno = definition.end_lineno or definition.lineno
-        handled.body = definition.body
-        definition.body = [handled]
+    for line in definition.body:
+        called = line.value if isinstance(line, ast.Assign | ast.Return) else None
+        if isinstance(called, ast.Call) and (child := _name(called.func)) in children:
+            called.func = _kept(child, called.func)
+    definition.body = [_explained(definition)]
     made = compile(tree, "<inarch>", "exec")
     return next(part for part in made.co_consts if isinstance(part, types.CodeType))
-
-
-class _Children(ast.NodeTransformer):
-    """Takes each child that is called from its parent's `_modules`."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        self.names = names
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        name = _name(node.func)
-        if name in self.names:
-            found: ast.expr = ast.Name("self", ast.Load())
-            for part in name.split("."):
-                modules = ast.Attribute(found, "_modules", ast.Load())
-                found = ast.Subscript(modules, ast.Constant(part), ast.Load())
-            for made in ast.walk(found):
-                if isinstance(made, ast.expr):
-                    ast.copy_location(made, node.func)
-            node.func = found
-        return self.generic_visit(node)
 
 
 def _name(node: ast.expr) -> str:
@@ -108,3 +84,26 @@ def _name(node: ast.expr) -> str:
             case _:
                 return ""
         node = inner
+
+
+def _kept(name: str, shown: ast.expr) -> ast.expr:
+    """A child as its parents' `_modules` have it, in the place of what is shown."""
+    at: dict[str, Any] = {"lineno": shown.lineno, "col_offset": shown.col_offset}
+    at |= {"end_lineno": shown.end_lineno, "end_col_offset": shown.end_col_offset}
+    found: ast.expr = ast.Name("self", ast.Load(), **at)
+    for part in name.split("."):
+        modules = ast.Attribute(found, "_modules", ast.Load(), **at)
+        found = ast.Subscript(modules, ast.Constant(part, **at), ast.Load(), **at)
+    return found
+
+
+def _explained(definition: ast.FunctionDef) -> ast.Try:
+    """`try: ...; except Exception as _error: _explain(_error); raise`, at the last line."""
+    last = definition.end_lineno or definition.lineno
+    at: dict[str, Any] = {"lineno": last, "end_lineno": last, "col_offset": 0, "end_col_offset": 0}
+    error, handler, kind = (
+        ast.Name(n, ast.Load(), **at) for n in ("_error", "_explain", "Exception")
+    )
+    call = ast.Expr(ast.Call(handler, [error], [], **at), **at)
+    caught = ast.ExceptHandler(kind, "_error", [call, ast.Raise(**at)], **at)
+    return ast.Try(definition.body, [caught], [], [], **at)

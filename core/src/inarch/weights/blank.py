@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
+
+from inarch.tree.repeated import repeating
 
 
-class _NoInitialisation(TorchFunctionMode):
-    """Leaves out what `torch.nn.init` would draw: every value is about to come from a file.
+class _Blank(DeviceContext):
+    """`torch.device("meta")` that leaves out what `torch.nn.init` would draw.
 
-    On the meta device it draws nothing anyway, but imports the compiler to do so.
+    Every value is about to come from a file. On the meta device it draws nothing anyway, but
+    imports the compiler to do so. One mode for both: every tensor made goes through each.
     """
 
     def __torch_function__(
@@ -21,11 +24,14 @@ class _NoInitialisation(TorchFunctionMode):
     ) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 @contextmanager
 def blank() -> Generator[None, None, None]:
-    """While it lasts, modules are made on the meta device and not initialised."""
-    with torch.device("meta"), _NoInitialisation():
+    """While it lasts, modules are made on the meta device and not initialised.
+
+    Chains that a tree has many of are built once and copied: see `inarch.tree.repeated`.
+    """
+    with _Blank(torch.device("meta")), repeating():
         yield

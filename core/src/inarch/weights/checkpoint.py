@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from inarch.errors import InarchError
@@ -17,6 +16,7 @@ from inarch.identity import fingerprint
 from inarch.plugins import index, load_object
 from inarch.weights.files import weights_of
 from inarch.weights.header import PICKLES, Header, TensorInfo, read_header
+from inarch.weights.mapped import MappedFile
 
 if TYPE_CHECKING:
     from inarch.nn.tokenizer import Tokenizer
@@ -53,6 +53,11 @@ class Checkpoint(Protocol):
     def fingerprint(self) -> str:
         """What identifies the weights, whatever the files around them are called."""
         ...
+
+
+def files_of(checkpoint: Checkpoint) -> list[Path]:
+    """The files a checkpoint's tensors are in, where its format says so as `files`."""
+    return getattr(checkpoint, "files", [])
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -119,7 +124,7 @@ class FolderCheckpoint:
                 why=f"it holds: {', '.join(present) or 'nothing'}",
                 remedy="pass the folder that holds config.json and the safetensors files",
             )
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, MappedFile] = {}
         self._passed = 0
         self.config = read_json(path / "config.json")
         if "_class_name" in self.config:  # diffusers' word for it
@@ -162,16 +167,20 @@ class FolderCheckpoint:
         return list(headers.values())
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
-        return {name: header.path for header in self._headers for name in header.tensors}
+    def _files(self) -> dict[str, Header]:
+        return {name: header for header in self._headers for name in header.tensors}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that its tensors are in."""
+        return [header.path for header in self._headers]
 
     def read(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-        path = self._files[name]
-        key = str(device)
-        file = self._open.get(path)
+        header = self._files[name]
+        file = self._open.get(header.path)
         if file is None:
-            file = self._open[path] = safe_open(path, framework="pt", device=key)
-        mapped = file.get_tensor(name)
+            file = self._open[header.path] = MappedFile(header)
+        mapped = file.tensor(name)
         tensor = mapped.to(device=device, dtype=dtype)
         if tensor is not mapped or device.type != "cpu":
             # Pages that were read stay in memory as long as the file is mapped, as a second copy.

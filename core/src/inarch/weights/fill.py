@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,13 +43,15 @@ def fill(
         InarchError: IA206 for tensors that are missing, unexpected or of another shape, all of
             them in one error; the tree is as it was.
     """
-    wanted = {prefix + n: t for n, t in tree.state_dict(keep_vars=True).items()}
+    modules = _named(tree, prefix.removesuffix("."))
+    holders = _holders(modules)
+    wanted = {name: held[own] for name, (held, own) in holders.items()}
     found = {
         name: info
         for name, info in checkpoint.tensors.items()
         if name.startswith(prefix) and not any(fnmatchcase(name, p) for p in ignored)
     }
-    aliases = {prefix + alias: prefix + source for alias, source in all_ties(tree)}
+    aliases = dict(_ties(modules))
     _check(wanted, found, aliases, checkpoint)
     place = torch.device(device)
     values: dict[str, torch.Tensor] = {}
@@ -62,15 +65,39 @@ def fill(
         else:
             values[name] = checkpoint.read(name, target, place)
     for name, value in values.items():
-        path, _, own = name.removeprefix(prefix).rpartition(".")
-        module = tree.get_submodule(path)
-        if own in module._parameters:
-            module._parameters[own] = nn.Parameter(value, requires_grad=False)
-        else:
-            module._buffers[own] = value
-    for chain in (m for m in tree.modules() if isinstance(m, Chain)):
+        held, own = holders[name]
+        learned = isinstance(held[own], nn.Parameter)
+        held[own] = nn.Parameter(value, requires_grad=False) if learned else value
+    for chain in (m for m in modules.values() if isinstance(m, Chain)):
         chain.retie()
-    _place_rest(tree, place)
+    _place_rest(modules.values(), place)
+
+
+def _named(module: nn.Module, at: str = "") -> dict[str, nn.Module]:
+    """Every module by its name: torch's own passes each one up through all that are above it."""
+    found = {at: module}
+    waiting = [(at, module)]
+    while waiting:
+        at, module = waiting.pop()
+        start = f"{at}." if at else ""
+        below = [(start + name, m) for name, m in module._modules.items() if m is not None]
+        found.update(below)
+        waiting += below
+    return found
+
+
+def _holders(modules: Mapping[str, nn.Module]) -> dict[str, tuple[dict[str, Any], str]]:
+    """For each parameter and persistent buffer what holds it, and its name there."""
+    found: dict[str, tuple[dict[str, Any], str]] = {}
+    for at, module in modules.items():
+        start = f"{at}." if at else ""
+        for own, parameter in module._parameters.items():
+            if parameter is not None:
+                found[start + own] = module._parameters, own
+        for own, buffer in module._buffers.items():
+            if buffer is not None and own not in module._non_persistent_buffers_set:
+                found[start + own] = module._buffers, own
+    return found
 
 
 def check_names(checkpoint: Checkpoint, trees: Iterable[str], ignored: Iterable[str]) -> None:
@@ -97,7 +124,11 @@ def check_names(checkpoint: Checkpoint, trees: Iterable[str], ignored: Iterable[
 
 def all_ties(tree: Chain) -> Iterable[tuple[str, str]]:
     """Every tie of a tree, with full names."""
-    for name, module in tree.named_modules():
+    return _ties(_named(tree))
+
+
+def _ties(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    for name, module in modules.items():
         if isinstance(module, Chain):
             at = f"{name}." if name else ""
             yield from ((at + alias, at + source) for alias, source in module.ties)
@@ -144,9 +175,9 @@ def _shown(facts: list[str]) -> list[str]:
     return facts if more <= 1 else [*facts[:_SHOWN], f"and {more} more"]
 
 
-def _place_rest(tree: nn.Module, device: torch.device) -> None:
+def _place_rest(modules: Iterable[nn.Module], device: torch.device) -> None:
     """Put buffers that no checkpoint holds, such as rotary frequencies, on the device."""
-    for module in tree.modules():
+    for module in modules:
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
                 module._buffers[name] = buffer.to(device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inarch.errors import InarchError
-from inarch.weights.checkpoint import Checkpoint, FolderCheckpoint, read_json
+from inarch.weights.checkpoint import Checkpoint, FolderCheckpoint, files_of, read_json
 from inarch.weights.header import TensorInfo
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ class PartsCheckpoint:
         part, _, key = name.partition(".")
         return self.parts[part].read(key, dtype, device)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that its parts' tensors are in."""
+        return [path for part in self.parts.values() for path in files_of(part)]
+
     def tokenizer(self) -> Tokenizer | None:
         return None
 
@@ -102,6 +107,10 @@ class RenamedCheckpoint:
 
     def read(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
         return self.inner.read(self._names[name], dtype, device)
+
+    @property
+    def files(self) -> list[Path]:
+        return files_of(self.inner)
 
     def tokenizer(self) -> Tokenizer | None:
         return self.inner.tokenizer()

@@ -7,6 +7,7 @@ tensors' (`encoder.layers.0...`), and were before, as published files are, with 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inarch.nn import Tokenizer
-from inarch.weights import Checkpoint
+from inarch.weights import Checkpoint, files_of
 from inarch.weights.header import TensorInfo
 from inarch_clip.tokens import ClipTokenizer, has_tokenizer
 
@@ -42,7 +43,7 @@ class ClipCheckpoint:
     def generation_config(self) -> dict[str, Any]:
         return self.inner.generation_config
 
-    @property
+    @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         found = self.inner.tensors.items()
         return {f"{self._prefix(name)}{name}": info for name, info in found}
@@ -50,6 +51,10 @@ class ClipCheckpoint:
     def read(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
         bare = name.removeprefix(self._tower)
         return self.inner.read(bare if bare in self.inner.tensors else name, dtype, device)
+
+    @property
+    def files(self) -> list[Path]:
+        return files_of(self.inner)
 
     def tokenizer(self) -> Tokenizer | None:
         folder = self.path if self.path.is_dir() else self.path.parent

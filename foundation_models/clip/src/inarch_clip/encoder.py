@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inarch.nn import LayerNorm, attend, merge_heads, split_heads
-from inarch.tree import Chain, Parallel, Residual, Seq, Use
+from inarch.tree import Chain, Parallel, Residual, Seq, Use, repeated
 from inarch_clip.config import TextConfig, VisionConfig
 
 Config = TextConfig | VisionConfig
@@ -43,6 +43,7 @@ def layers(c: Config, *, causal: bool) -> Chain:
     return Chain(*(block(c, causal=causal) for _ in range(c.num_hidden_layers)))
 
 
+@repeated
 def block(c: Config, *, causal: bool) -> Chain:
     return Chain(
         after_attention=Residual(

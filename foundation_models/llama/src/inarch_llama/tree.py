@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inarch.nn import RMSNorm, Rotary, attend, merge_heads, rotate, split_heads
-from inarch.tree import Chain, Identity, Let, Parallel, Product, Residual, Seq, Use
+from inarch.tree import Chain, Identity, Let, Parallel, Product, Residual, Seq, Use, repeated
 from inarch_llama.config import LlamaConfig
 
 ACTIVATION = {
@@ -44,6 +44,7 @@ def llama(c: LlamaConfig) -> Chain:
     )
 
 
+@repeated
 def block(c: LlamaConfig) -> Chain:
     return Chain(
         after_attention=Residual(

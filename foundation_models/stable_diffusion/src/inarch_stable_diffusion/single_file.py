@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from inarch.errors import InarchError
-from inarch.weights import TensorInfo, fingerprint, read_header
+from inarch.weights import MappedFile, TensorInfo, fingerprint, read_header
 from inarch_clip.tokens import ClipTokenizer, has_tokenizer
 from inarch_stable_diffusion import inferred
 from inarch_stable_diffusion.checkpoint import PipelineCheckpoint
@@ -78,7 +77,7 @@ class SingleFile(PipelineCheckpoint):
     """
 
     def __init__(self, path: Path) -> None:
-        header = read_header(path)
+        header = self._header = read_header(path)
         self.infos = {k: i for k, i in header.tensors.items() if not _BESIDE.match(k)}
         keys = {key: info.shape for key, info in self.infos.items()}
         encoders = inferred.encoders(keys)
@@ -90,7 +89,7 @@ class SingleFile(PipelineCheckpoint):
         except (KeyError, IndexError, ValueError) as error:
             raise _broken(path, error) from None
         _check_all_read(path, keys, found)
-        self._file: Any = None
+        self._file: MappedFile | None = None
         parts = {
             name: SinglePart(path, stored, config[name], self) for name, stored in found.items()
         }
@@ -101,8 +100,12 @@ class SingleFile(PipelineCheckpoint):
     def tensor(self, key: str) -> Tensor:
         """A tensor as it lies in the file."""
         if self._file is None:
-            self._file = safe_open(self.path, framework="pt")
-        return self._file.get_tensor(key)
+            self._file = MappedFile(self._header)
+        return self._file.tensor(key)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies open the file for themselves."""

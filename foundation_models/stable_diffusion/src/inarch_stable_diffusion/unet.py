@@ -15,6 +15,7 @@ from torch import nn
 
 from inarch.nn import GroupNorm, LayerNorm, merge_heads, split_heads
 from inarch.tree import Chain, Concat, Export, Identity, Let, Parallel, Residual, Seq, Sum, Use
+from inarch.tree.repeated import repeated
 from inarch.tree.steps import Step
 from inarch_stable_diffusion.functions import (
     ACTIVATION,
@@ -120,6 +121,7 @@ def up(c: UNetConfig, i: int) -> Chain:
     return Chain(*steps)
 
 
+@repeated
 def resnet(c: UNetConfig, incoming: int, out: int) -> Chain:
     """Two convolutions that know the time between them, beside a shortcut."""
     act = ACTIVATION[c.activation]
@@ -139,6 +141,7 @@ def resnet(c: UNetConfig, incoming: int, out: int) -> Chain:
     )
 
 
+@repeated
 def transformer(c: UNetConfig, level: int, depth: int) -> Chain:
     """Every pixel as a token that looks at all others and at the text."""
     width = c.widths[level]
@@ -155,6 +158,7 @@ def transformer(c: UNetConfig, level: int, depth: int) -> Chain:
     )
 
 
+@repeated
 def block(c: UNetConfig, level: int) -> Chain:
     width, heads, context = c.widths[level], c.heads[level], c.context[level]
     return Chain(  # [batch, tokens, width]
@@ -164,6 +168,7 @@ def block(c: UNetConfig, level: int) -> Chain:
     )
 
 
+@repeated
 def attention(width: int, heads: int, context: int | None = None) -> Chain:
     """Attention to the tokens themselves or, with a `context`, to the text."""
     split = partial(split_heads, head_dim=width // heads)
@@ -182,6 +187,7 @@ def attention(width: int, heads: int, context: int | None = None) -> Chain:
     )
 
 
+@repeated
 def feed_forward(width: int) -> Chain:
     enter, leave = nn.Linear(width, 8 * width), nn.Linear(4 * width, width)
     return Chain(("net.0.proj", enter), geglu, ("net.2", leave))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inarch.nn import GroupNorm, merge_heads, split_heads
-from inarch.tree import Chain, Identity, Let, Parallel, Residual, Seq, Sum
+from inarch.tree import Chain, Identity, Let, Parallel, Residual, Seq, Sum, repeated
 from inarch.tree.steps import Step
 from inarch_stable_diffusion.functions import (
     ACTIVATION,
@@ -101,6 +101,7 @@ def up(c: VAEConfig, i: int) -> Chain:
     return Chain(*steps)
 
 
+@repeated
 def resnet(c: VAEConfig, incoming: int, out: int) -> Chain:
     act = ACTIVATION[c.activation]
     layers = Seq(
