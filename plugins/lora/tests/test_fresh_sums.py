@@ -278,6 +278,18 @@ def test_a_hook_on_one_alone_is_called() -> None:
     assert len(seen) == 1
 
 
+def test_a_hook_of_all_modules_sees_each_term(model: Model) -> None:
+    x, seen = inputs(), set()
+    with torch.no_grad():
+        expected = model.tree(x)
+        handle = nn.modules.module.register_module_forward_hook(lambda m, _a, _o: seen.add(m))
+        try:
+            torch.testing.assert_close(model.tree(x), expected)
+        finally:
+            handle.remove()
+    assert {m for m in model.tree.modules() if isinstance(m, LinearLoRA)} <= seen
+
+
 def test_a_copy_keeps_nothing_of_its_original() -> None:
     model, x = stacked("a"), inputs()
     with torch.no_grad():

@@ -339,7 +339,7 @@ class ModulesOf(Mapping[str, nn.Module]):
         self.chain = chain
 
     def __getitem__(self, name: str) -> nn.Module:
-        return self.chain.module_at(name)
+        return self.chain._modules.get(name) or self.chain.module_at(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.chain._modules)

@@ -162,6 +162,16 @@ _JOINED: WeakValueDictionary[tuple[int, ...], Callable[..., Tensor]] = WeakValue
 """By the identities of the modules, which live as long as what computes them."""
 
 
+def watched(module: nn.Module) -> bool:
+    """Whether a hook waits for a call of a module, which must then be called as one."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or all_modules._global_forward_hooks
+        or all_modules._global_forward_pre_hooks
+    )
+
+
 def _free(terms: Sequence[str], end: str, taken: set[str], modules: Mapping[str, nn.Module]) -> str:
     """`q_proj__a__b` for `q_proj__a` and `q_proj__b`, or a name like it that nothing has."""
     site = terms[0].partition("__")[0]

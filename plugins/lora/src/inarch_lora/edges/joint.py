@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from inarch.tree.joint import writable
+from inarch.tree.joint import watched, writable
 
 if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
@@ -36,6 +36,8 @@ class Source:
         An operation in place counts a tensor's version up; assigning its `data` doesn't, and moves
         it. Writing through `data` does neither.
         """
+        if watched(self.seen[0][0]):  # as each is by a hook of all modules
+            return False
         for term, strength, parameters in self.seen:  # all in one frame: every forward asks
             if term.scaling * term.factor * term.strength != strength:
                 return False
@@ -211,8 +213,7 @@ def gathering() -> bool:
 
 def alone(term: LoRAEdge) -> bool:
     """Whether a term must be called by itself: inputs are dropped for it alone, or a hook waits."""
-    watched = bool(term._forward_hooks or term._forward_pre_hooks)
-    return watched or (term.training and bool(term.dropout))
+    return watched(term) or (term.training and bool(term.dropout))
 
 
 def learns(term: LoRAEdge) -> bool:

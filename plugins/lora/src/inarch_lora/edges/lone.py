@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from inarch.tree.joint import writable
-from inarch_lora.edges.joint import alone
+from inarch.tree.joint import watched, writable
+from inarch_lora.edges.joint import learns
 
 if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
@@ -38,35 +38,37 @@ class LoneLoRA:
 
     def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         """What the term of `x` adds to `plus`, [..., outputs]."""
-        term = self.term
-        if torch.compiler.is_compiling() or plus is None or alone(term):
+        term, seen = self.term, self.seen  # with as few calls as may be: every forward asks
+        if (
+            torch.compiler.is_compiling()
+            or plus is None
+            or watched(term)
+            or (term.training and term.dropout)
+            or (torch.is_grad_enabled() and (plus.requires_grad or x.requires_grad or learns(term)))
+        ):
             return term(x, plus=plus)
-        seen = self._seen()
-        if seen is None:
-            return term(x, plus=plus)
-        first, second, _, _, operands = seen
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, plus, first, second)):
-            return term(x, plus=plus)
+        held, (a, b) = term._parameters, term.names
+        if (
+            seen is None
+            or held[a] is not seen[0]
+            or held[b] is not seen[1]
+            or seen[0].data_ptr() != seen[2]
+            or seen[1].data_ptr() != seen[3]
+        ):
+            seen = self.seen = _looked(term)
+            if seen is None:
+                return term(x, plus=plus)
         strength = term.scaling * term.factor * term.strength
         if strength == 0:  # as if it were not there, even where it is no number
             return plus
-        return term.add(x, operands, plus, strength, writable(plus, self.onto, x))
+        return term.add(x, seen[4], plus, strength, writable(plus, self.onto, x))
 
-    def _seen(self) -> Seen | None:
-        """The parameters and the views of them; None where a view might not be of them later."""
-        seen, held, (a, b) = self.seen, self.term._parameters, self.term.names
-        if (
-            seen is not None
-            and held[a] is seen[0]
-            and held[b] is seen[1]
-            and seen[0].data_ptr() == seen[2]
-            and seen[1].data_ptr() == seen[3]
-        ):
-            return seen
-        first, second = self.term.pair()
-        if type(first) is not nn.Parameter or type(second) is not nn.Parameter:
-            return None
-        with torch.inference_mode(False), torch.no_grad():
-            operands = self.term.operands(first, second)
-        self.seen = first, second, first.data_ptr(), second.data_ptr(), operands
-        return self.seen
+
+def _looked(term: LoRAEdge) -> Seen | None:
+    """The parameters and views of them; None where a view might not be of them later."""
+    first, second = term.pair()
+    if type(first) is not nn.Parameter or type(second) is not nn.Parameter:
+        return None
+    with torch.inference_mode(False), torch.no_grad():
+        operands = term.operands(first, second)
+    return first, second, first.data_ptr(), second.data_ptr(), operands

@@ -255,12 +255,14 @@ class LinearLoRA(LoRAEdge):
     def add(
         self, x: Tensor, operands: tuple[Tensor, ...], plus: Tensor, strength: float, write: bool
     ) -> Tensor:
-        if plus.dim() != 3 or plus.shape[0] != 1:
+        shape = plus.shape
+        if len(shape) != 3 or shape[0] != 1:
             return super().add(x, operands, plus, strength, write)
-        first, second, columns, rows = operands  # the last two for one sequence, a batch of one
+        first, _, columns, rows = operands  # the last two for one sequence, a batch of one
         z = torch.bmm(x, columns) if x.is_cpu else F.linear(x, first)
-        out = target(plus, z, second, write)
-        return torch.baddbmm(plus, z, rows, alpha=strength, out=out)
+        if write and plus.dtype == z.dtype == rows.dtype:  # autocast casts nothing in place
+            return plus.baddbmm_(z, rows, alpha=strength)
+        return torch.baddbmm(plus, z, rows, alpha=strength)
 
     def product(self) -> Tensor:
         return self.own("lora_B", self.lora_B).float() @ self.own("lora_A", self.lora_A).float()
