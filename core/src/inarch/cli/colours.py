@@ -41,7 +41,7 @@ def _line(line: str, adapters: Sequence[str]) -> str:
 
 
 def _word(word: str, adapters: Sequence[str]) -> str:
-    name = word.partition("__")[2]
+    name = word.partition("__")[2].removesuffix("_")  # which marks what is written in place
     return _in_colour(word, adapters.index(name)) if name in adapters else word
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+from collections.abc import Iterable
 
 from inarch.errors import InarchError
 from inarch.plugins import Index
@@ -48,10 +48,20 @@ def misfit(entry: AdapterEntry, model: ModelEntry) -> str:
     unmet = [r for r in entry.roles if r not in roles]
     if not unmet and not entry.models:
         return ""
-    lacking = [r for r in unmet if _WILD.isdisjoint(r) or not any(fnmatchcase(n, r) for n in roles)]
+    lacking = [r for r in unmet if not _is_met(r, roles)]
     if lacking:
         return f"{model.id} has no role {', '.join(lacking)}"
     return version_misfit(entry, model)
+
+
+def _is_met(wanted: str, roles: Iterable[str]) -> bool:
+    """Whether a model has a role of a pattern; most patterns are as `attention.*`."""
+    start = wanted.removesuffix("*")
+    if _WILD.isdisjoint(start):
+        return start != wanted and any(role.startswith(start) for role in roles)
+    from fnmatch import fnmatchcase  # whose first look compiles an expression
+
+    return any(fnmatchcase(role, wanted) for role in roles)
 
 
 def version_misfit(entry: AdapterEntry, model: ModelEntry) -> str:
