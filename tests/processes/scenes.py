@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import inarch
+from inarch.plugins import index
+from inarch.plugins.fit import misfit
+from inarch.testing.subject import flat, inputs_of
 from inarch.testing.tiny import tiny_models
 
 LINEAR = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.*"]
@@ -161,23 +164,55 @@ def image_model(label: str, stack: str) -> Any:
     return learning(model.adapt(*IMAGE_STACKS[stack]()))
 
 
-def painter(path: str, stack: str) -> Any:
-    """A pipeline from a folder with a style and, for `canny`, a ControlNet of the first half."""
+def kinds_for(family: str) -> list[str]:
+    """Every installed adapter that fits a family, with each of its examples."""
+    listed = index()
+    return [
+        f"{kind}: {label}" if label else kind
+        for kind, entry in sorted(listed.adapters.items())
+        if not misfit(entry, listed.models[family])
+        for label in ("", *entry.examples)
+    ]
+
+
+def with_one(family: str, kind: str) -> Any:
+    """A random model with one untrained adapter that was moved, of which everything learns."""
+    name, _, label = kind.partition(": ")
+    options = index().adapters[name].examples.get(label, {})
+    base = next(iter(tiny_models(families=[family]))).build(seed=1, dtype=torch.float64)
     torch.manual_seed(5)
-    more = (
-        [inarch.adapter("controlnet", name="canny", end=0.5, widths=(4, 8))]
-        if stack == "canny"
-        else []
-    )
+    return learning(base.adapt(inarch.adapter(name, name="one", **options)))
+
+
+def answered(model: Any) -> tuple[list[Tensor], Tensor]:
+    """What every tree gives for the model's examples, and a sum to be made small."""
+    values = [v for tree, given in inputs_of(model) for v in flat(model.trees[tree](**given))]
+    learnt = [v.square().sum() for v in values if v.requires_grad]
+    return [v.detach() for v in values], torch.stack(learnt).sum()
+
+
+READERS: dict[str, Callable[[], list[Any]]] = {
+    "style": list,
+    "control": lambda: [inarch.adapter("controlnet", name="read", end=0.5, widths=(4, 8))],
+    "reference": lambda: [
+        inarch.adapter("reference", name="read"),
+        inarch.adapter("style-aligned", name="aligned"),
+    ],
+}
+
+
+def painter(path: str, stack: str) -> Any:
+    """A pipeline from a folder with a style and perhaps what reads a picture."""
+    torch.manual_seed(5)
     style = lora("style", targets=[*EVERYWHERE, "resnet.conv"])
-    return learning(inarch.load(path).adapt(style, *more))
+    return learning(inarch.load(path).adapt(style, *READERS[stack]()))
 
 
 @torch.no_grad()
 def picture_of(model: Any) -> Tensor:
     """Two steps from noise, in which ControlNets see a ramp."""
     ramp = torch.linspace(0, 1, 16 * 24).reshape(1, 1, 16, 24).expand(1, 3, 16, 24)
-    inputs = {"canny_image": ramp} if "canny" in model.adapters.names else {}
+    inputs = {"read_image": ramp} if "read" in model.adapters.names else {}
     settings: dict[str, Any] = {"steps": 2, "height": 16, "width": 24, "seed": 3}
     return model.text_to_image("a red boat", output="tensor", **settings, **inputs)
 

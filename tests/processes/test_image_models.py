@@ -28,7 +28,12 @@ DRAWN = [
     ("sd1", "lora", "replicate"),
 ]
 
-PICTURED = [("canny", "tensor"), ("canny", "replicate"), ("style", "fsdp")]
+PICTURED = [
+    ("control", "tensor"),
+    ("control", "replicate"),
+    ("reference", "tensor"),
+    ("style", "fsdp"),
+]
 FAST = ("--steps", "2", "--height", "16", "--width", "24")
 
 pytestmark = pytest.mark.xdist_group("two processes")

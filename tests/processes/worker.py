@@ -190,6 +190,29 @@ def pictured(path: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
     return {"picture": picture, "plain": scenes.picture_of(model)}
 
 
+def every(family: str, kind: str, plan: str, _folder: Path) -> dict[str, Any]:
+    """How far outputs and gradients are from those of one process; all have the same rows."""
+    values, loss = scenes.answered(whole := scenes.with_one(family, kind))
+    loss.backward()
+    expected = {name: p.grad for name, p in scenes.named(whole)}
+    try:
+        model = spread(scenes.with_one(family, kind), plan)
+    except InarchError as error:
+        return {"refused": error.code, "where": error.where, "remedy": error.remedy}
+    given, loss = scenes.answered(model)
+    loss.backward()
+    parameters = dict(scenes.named(model))
+    model.layout.reduce_gradients(parameters.values())
+    pairs = list(zip(given, values, strict=True))
+    times = 1 if plan == "tensor" else dist.get_world_size()
+    for name, p in parameters.items():
+        gradient = model.layout.full(torch.zeros_like(p) if p.grad is None else p.grad, p)
+        other = expected[name]
+        pairs.append((gradient, torch.zeros_like(gradient) if other is None else other * times))
+    apart = [float((a - b).abs().max() / (b.abs().max() + 1e-6)) for a, b in pairs if b.numel()]
+    return {"far": max(apart), "names": set(parameters) == set(expected)}
+
+
 def inside(family: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
     """Whether an adapter of the tree that an adapter brings is saved as one process saves it."""
     model = scenes.with_inner(family, stack)
@@ -214,6 +237,7 @@ TASKS = {
     "inside": inside,
     "drawn": drawn,
     "pictured": pictured,
+    "every": every,
     "counted": counted,
     "ran": ran,
     "refused": refused,

@@ -121,8 +121,8 @@ class Edge(nn.Module):
     def placements(self, split: Split) -> Mapping[str, Placement]:
         """How its own parameters and buffers lie where the site is split over processes.
 
-        Those that are not named are whole. What it adds must be a part as the site's is: of the
-        outputs, or of a sum.
+        Those that are not named are whole; a child's have the child's name before theirs. What it
+        adds must be a part as the site's is: of the outputs, or of a sum.
 
         Raises:
             Unplaceable: it can't stand there, and why.

@@ -56,6 +56,8 @@ class Split:
         pieces: of how many equal pieces the outputs of `columns` are made, each of which is cut.
         total: the sum of a tensor over the processes, which all of them ask for, with its gradient:
             for what depends on all parts, such as a norm.
+        shared: the value as it is, whose gradient is the sum of what the processes make of it: for
+            what is whole and comes from elsewhere to a module that has a part.
     """
 
     kind: Literal["whole", "columns", "rows", "inside"] = "whole"
@@ -63,6 +65,7 @@ class Split:
     parts: int = 1
     pieces: int = 1
     total: Callable[[Tensor], Tensor] | None = None
+    shared: Callable[[Tensor], Tensor] | None = None
 
 
 class Unplaceable(Exception):

@@ -52,6 +52,11 @@ class _Totalled(torch.autograd.Function):
         return _summed(gradients[0], ctx.group), None
 
 
+def shared(x: Tensor, *, group: dist.ProcessGroup) -> Tensor:
+    """A whole value for this process's part of a layer, for `Split.shared`."""
+    return _Shared.apply(x, group)
+
+
 def total(x: Tensor, *, group: dist.ProcessGroup) -> Tensor:
     """The sum over the processes that share a layer, for `Split.total`."""
     return _Totalled.apply(x, group)

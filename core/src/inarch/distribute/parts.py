@@ -71,6 +71,10 @@ def part_of_module(
 ) -> nn.Module:
     """A twin that holds this process's parts; it shares what is whole."""
     twin: Any = twin_of(module)
+    for name, child in module._modules.items():
+        own = of_child(placements, name)
+        if child is not None and own:
+            twin._modules[name] = part_of_module(child, own, split)
     for name, parameter in module._parameters.items():
         if parameter is not None and name in placements:
             part = part_of(parameter, placements[name], split)
@@ -85,6 +89,23 @@ def part_of_module(
     if isinstance(module, Placed):
         twin.placed(split, site)
     return twin
+
+
+def of_child(placements: Placements, name: str) -> Placements:
+    """How a child's tensors lie, by their names in it."""
+    before = f"{name}."
+    return {n.removeprefix(before): p for n, p in placements.items() if n.startswith(before)}
+
+
+def by_module(module: nn.Module, placements: Placements) -> dict[nn.Module, Placements]:
+    """The rules of a module and its children, each by the module whose tensors they are of."""
+    found: dict[nn.Module, Placements] = {}
+    found[module] = {name: rule for name, rule in placements.items() if "." not in name}
+    for name, child in module._modules.items():
+        own = of_child(placements, name)
+        if child is not None and own:
+            found |= by_module(child, own)
+    return found
 
 
 def without_values(module: nn.Module) -> nn.Module:

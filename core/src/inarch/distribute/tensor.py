@@ -23,9 +23,10 @@ from inarch.adapters.model import adapted
 from inarch.adapters.packing import packed_trees
 from inarch.adapters.placement import Placed, Split, Unplaceable
 from inarch.adapters.slot import Slot
-from inarch.distribute.collectives import FromParts, ToParts, total
+from inarch.distribute.collectives import FromParts, ToParts, shared, total
 from inarch.distribute.parts import (
     Placements,
+    by_module,
     in_pieces,
     layer_placements,
     part_of_module,
@@ -34,6 +35,7 @@ from inarch.distribute.parts import (
 )
 from inarch.distribute.regions import Region, regions_of
 from inarch.errors import InarchError
+from inarch.nn.pieces import is_by_heads
 from inarch.tree import Chain, Edit
 from inarch.tree.begin import begun as begun_with
 from inarch.tree.substitute import substitute
@@ -64,8 +66,13 @@ def split_over(
     Raises:
         InarchError: IA880 for a model that can't be split, IA881 for an adapter that can't.
     """
-    summed = partial(total, group=mesh.get_group())
-    own = Split("whole", mesh.get_local_rank(), mesh.size(), total=summed)
+    group = mesh.get_group()
+    own = Split(
+        part=mesh.get_local_rank(),
+        parts=mesh.size(),
+        total=partial(total, group=group),
+        shared=partial(shared, group=group),
+    )
     regions = regions_of(model, own.parts)
     splits = _splits(model, regions, own)
     members = [model.adapters[name] for name in model.order.names]
@@ -123,7 +130,8 @@ def _rules(member: Member, splits: Mapping[str, Split], own: Split) -> dict[nn.M
     for edit in member.edits:
         split = splits.get(edit.address) or own
         modules = [module for _, module in modules_of(edit)]
-        if split.kind != "whole" and not all(isinstance(m, Placed) for m in modules or [None]):
+        placed = all(isinstance(m, Placed) for m in modules) if modules else _fits(edit, split)
+        if split.kind != "whole" and not placed:
             kinds = ", ".join(type(m).__name__ for m in modules) or f"its {edit.kind}"
             why = f"{kinds} there does not say how it lies over processes"
             raise _unplaceable(member, edit, split, why)
@@ -131,6 +139,13 @@ def _rules(member: Member, splits: Mapping[str, Split], own: Split) -> dict[nn.M
             if isinstance(module, Placed):
                 rules[module] = _asked(member, edit, module, split)
     return rules
+
+
+def _fits(edit: Edit, split: Split) -> bool:
+    """Whether functions may stand there as they are: what they are given is whole, or heads."""
+    if split.kind == "columns":
+        return edit.kind == "before"
+    return split.kind == "inside" and is_by_heads(edit.step)
 
 
 def _asked(member: Member, edit: Edit, module: nn.Module, split: Split) -> Placements:
@@ -141,7 +156,9 @@ def _asked(member: Member, edit: Edit, module: nn.Module, split: Split) -> Place
     except Unplaceable as reason:
         raise _unplaceable(member, edit, split, str(reason)) from None
     for name, placement in rule.items():
-        tensor = module._parameters.get(name, module._buffers.get(name))
+        path, _, own = name.rpartition(".")
+        holder = module.get_submodule(path)
+        tensor = holder._parameters.get(own, holder._buffers.get(own))
         size = 0 if tensor is None else tensor.shape[placement.dim]
         parts = split.parts * placement.pieces
         if placement.kind == "shard" and size % parts:
@@ -151,13 +168,16 @@ def _asked(member: Member, edit: Edit, module: nn.Module, split: Split) -> Place
 
 
 def _unplaceable(member: Member, edit: Edit, split: Split, why: str) -> InarchError:
+    modules = member.modules.values()
+    mergeable = modules and all(getattr(module, "mergeable", False) for module in modules)
+    first = f'merge it first: model.merge("{member.name}"), or ' if mergeable else ""
     how = {"rows": "by rows", "columns": "by columns"}.get(split.kind, "into parts around it")
     return InarchError(
         "IA881",
         f"the adapter `{member.name}` can't be split with the model",
         where=edit.address or f"its {edit.kind}",
         why=f"the layer is split {how}; {why}",
-        remedy=f'merge it first: model.merge("{member.name}"), or shard with fsdp',
+        remedy=f"{first}shard with fsdp or replicate",
     )
 
 
@@ -194,7 +214,8 @@ def _twin(
         for _, module in modules_of(edit):
             if module in rules and (rules[module] or split.kind != "whole"):
                 twin = part_of_module(module, rules[module], split, beside)
-                twins[module], placed[twin] = twin, rules[module]
+                twins[module] = twin
+                placed |= by_module(twin, rules[module])
     edits = tuple(with_modules(edit, twins) for edit in member.edits)
     modules = {address: twins.get(m, m) for address, m in member.modules.items()}
     slot = Slot(member.content, edits)

@@ -4,7 +4,7 @@ from inarch.nn.attention import attend, causal_mask, merge_heads, positions_of, 
 from inarch.nn.language_model import LanguageModel
 from inarch.nn.linear import TransposedLinear
 from inarch.nn.norm import GroupNorm, LayerNorm, RMSNorm
-from inarch.nn.pieces import of_pieces
+from inarch.nn.pieces import by_heads, of_pieces
 from inarch.nn.rotary import Rotary, rotate
 from inarch.nn.sampling import Sampling
 from inarch.nn.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "Tokenizer",
     "TransposedLinear",
     "attend",
+    "by_heads",
     "causal_mask",
     "merge_heads",
     "of_pieces",

@@ -22,6 +22,20 @@ def of_pieces(count: int) -> Callable[[Function], Function]:
     return said
 
 
+def by_heads(function: Function) -> Function:
+    """Say that a function of queries, keys and values does with each head the same by itself.
+
+    It may then stand where a process has some of the heads, [batch, heads, tokens, head_dim].
+    """
+    function.__dict__["by_heads"] = True
+    return function
+
+
+def is_by_heads(function: object) -> bool:
+    """Whether a function, or what it is a `partial` of, says that it is `by_heads`."""
+    return getattr(getattr(function, "func", function), "by_heads", False)
+
+
 def pieces_of(function: object) -> int:
     """Of how many pieces a function takes its values; 1 where it says nothing."""
     return getattr(function, "pieces", 1)

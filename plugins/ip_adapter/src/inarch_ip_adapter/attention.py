@@ -6,12 +6,14 @@ Source: Ye et al. 2023, arXiv:2308.06721, equation 5.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inarch.adapters import Edge
+from inarch.adapters.placement import SUMMED, Placement, Split, Unplaceable, shard
 
 
 class ZeroLinear(nn.Linear):
@@ -39,6 +41,18 @@ class PictureAttention(Edge):
     def reset_parameters(self) -> None:
         """Its layers begin by themselves."""
 
+    shared: Callable[[Tensor], Tensor] | None = None
+    """Brings the tokens to this process's heads, where others have other ones."""
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        """Cut by heads, as the queries are."""
+        if split.kind != "inside":
+            return super().placements(split)
+        return {"to_k_ip.weight": shard(0), "to_v_ip.weight": shard(0)}
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        self.shared = split.shared
+
     def attended(self, query: Tensor, tokens: Tensor) -> Tensor:
         """[batch, heads, queries, head_dim] and [rows, tokens, context] to the queries' shape.
 
@@ -46,6 +60,7 @@ class PictureAttention(Edge):
         picture whose windows are rows of the batch, one after another.
         """
         heads = query.shape[1]
+        tokens = tokens if self.shared is None else self.shared(tokens)
         key, value = (
             _for_each(projected.unflatten(-1, (heads, -1)).transpose(1, 2), len(query))
             for projected in (self.to_k_ip(tokens), self.to_v_ip(tokens))
@@ -109,6 +124,19 @@ class LowRank(nn.Module):
         super().__init__()
         self.down = nn.Linear(inputs, rank, bias=False)
         self.up = nn.Linear(rank, outputs, bias=False)
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        """Cut with the layer's outputs, or with its inputs where a sum is added up after it."""
+        if split.kind == "inside":
+            raise Unplaceable("it stands beside a layer")
+        if split.kind == "whole":
+            return {}
+        if split.kind == "columns":
+            return {"down.weight": SUMMED, "up.weight": shard(0)}
+        return {"down.weight": shard(1), "up.weight": SUMMED}
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        pass
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inarch.adapters import Edge
+from inarch.adapters.placement import Placement, Split
 
 _LEAST_VARIANCE = 1e-6
 
@@ -21,9 +24,17 @@ class ReferenceEdge(Edge):
     def __init__(self, unprompted: float) -> None:
         super().__init__()
         self.unprompted = unprompted
+        self.part, self.parts = 0, 1
 
     def reset_parameters(self) -> None:
         """It has none."""
+
+    def placements(self, split: Split) -> Mapping[str, Placement]:
+        """What a process saw of the reference is its heads' part, as what it asks is."""
+        return {} if split.kind == "inside" else super().placements(split)
+
+    def placed(self, split: Split, site: nn.Module | None) -> None:
+        self.part, self.parts = split.part, split.parts
 
     def share(self, x: Tensor, prompted: tuple[int, int]) -> Tensor:
         """How much of the change each row of `x` takes, [batch, 1, 1, 1]."""
@@ -58,6 +69,8 @@ class ReferenceAttention(ReferenceEdge):
         alone = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         if mask is not None:
             mask = F.pad(mask, (0, seen.shape[2]), value=True)
+        if seen.shape[-1] != key.shape[1] * key.shape[3]:  # of all heads
+            seen = seen.chunk(self.parts, -1)[self.part]
         seen_key, seen_value = seen.unflatten(-1, (key.shape[1], -1)).transpose(2, 3).unbind(1)
         keys = torch.cat([key, seen_key], dim=2)
         values = torch.cat([value, seen_value], dim=2)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inarch.adapters import Adapter, Example, SiteView
 from inarch.errors import InarchError
+from inarch.nn import by_heads
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader
 
@@ -59,6 +60,7 @@ class StyleAligned(Adapter):
         return {"halves": 1}
 
 
+@by_heads
 def share_style(
     query: Tensor,
     key: Tensor,
