@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from inarch.nn import GroupNorm, LayerNorm
+from inarch.nn import GroupNorm, LayerNorm, RMSNorm
 
 PAIRS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module], tuple[int, ...]]] = {
     "layer": (lambda: LayerNorm(8), lambda: nn.LayerNorm(8), (2, 5, 8)),
@@ -75,9 +75,17 @@ def test_a_parametrised_or_pruned_weight_is_the_one_that_counts() -> None:
             assert not torch.equal(made(x), plain)
 
 
-@pytest.mark.parametrize("name", ["layer", "group"])
+def test_a_parametrised_weight_of_a_root_mean_square_counts() -> None:
+    module, x = RMSNorm(8, 1e-6), torch.randn(3, 8)
+    plain = module(x)
+    parametrize.register_parametrization(module, "weight", Doubled())
+    torch.testing.assert_close(module(x), 2 * plain)
+
+
+@pytest.mark.parametrize("name", ["layer", "group", "root mean square"])
 def test_a_normalisation_is_one_python_call(name: str) -> None:
-    module, x, seen = PAIRS[name][0](), torch.randn(PAIRS[name][2]), list[str]()
+    known = {**PAIRS, "root mean square": (lambda: RMSNorm(8, 1e-6), None, (2, 8))}
+    module, x, seen = known[name][0](), torch.randn(known[name][2]), list[str]()
 
     def note(frame: FrameType, event: str, _argument: Any) -> None:
         if event == "call":

@@ -44,7 +44,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
+        weight = self._parameters.get("weight")
+        if weight is None:  # as above
+            weight = self.weight
         if x.dtype == weight.dtype == torch.float32:  # where nothing is rounded in between
             return torch.rms_norm(x, weight.shape, weight, self.eps)
         wide = x.float()
