@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class Source:
     """Terms as they were when something was made of them."""
 
     def __init__(self, terms: Sequence[LoRAEdge]) -> None:
-        self.seen = tuple((term, acting(term), _seen(term)) for term in terms)
+        self.first = terms[0]
+        self.seen = tuple(map(_seen, terms))
 
     def stands(self) -> bool:
         """Whether the same would be made of them again, and none must be called by itself.
@@ -36,25 +37,36 @@ class Source:
         An operation in place counts a tensor's version up; assigning its `data` doesn't, and moves
         it. Writing through `data` does neither.
         """
-        if watched(self.seen[0][0]):  # as each is by a hook of all modules
+        if watched(self.first):  # as each is by a hook of all modules
             return False
-        for term, strength, parameters in self.seen:  # all in one frame: every forward asks
-            if term.scaling * term.factor * term.strength != strength:
+        # Every forward asks, and what it must touch is mostly out of cache by then: so all is in
+        # one frame, no module is asked for what its dict holds, and no number is looked into.
+        for held, scaling, factor, strength, parameters in self.seen:
+            if (
+                held["strength"] is not strength
+                or held["scaling"] is not scaling
+                or held["factor"] is not factor
+                or held["_forward_hooks"]
+                or held["_forward_pre_hooks"]
+                or (held["training"] and held["dropout"])
+            ):
                 return False
-            if term._forward_hooks or term._forward_pre_hooks or (term.training and term.dropout):
-                return False
-            held = term._parameters
+            own = held["_parameters"]
             for name, value, version, place in parameters:
-                if held[name] is not value or value._version != version:
+                if own[name] is not value or value._version != version:
                     return False
                 if value.data_ptr() != place:
                     return False
         return True
 
 
-def _seen(term: LoRAEdge) -> tuple[tuple[str, Tensor, int, int], ...]:
-    pairs = zip(term.names, term.pair(), strict=True)
-    return tuple((name, value, value._version, value.data_ptr()) for name, value in pairs)
+def _seen(term: LoRAEdge) -> tuple[Any, ...]:
+    """What a term holds, three numbers in it, and its parameters, each by name."""
+    parameters = tuple(
+        (name, value, value._version, value.data_ptr())
+        for name, value in zip(term.names, term.pair(), strict=True)
+    )
+    return term.__dict__, term.scaling, term.factor, term.strength, parameters
 
 
 @dataclass(frozen=True, slots=True, eq=False)
