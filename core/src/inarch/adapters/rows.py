@@ -147,6 +147,7 @@ def in_rows(model: SomeModel, rows: Rows) -> SomeModel:
         trees = packed_trees(trees, model.sites)
     twin = copy.copy(model)
     twin.trees, twin.row_adapters = trees, rows
+    twin._made = {}  # pyright: ignore[reportPrivateUsage]
     twin.tokenizer = model.sites.tokenizers.get("", model.tokenizer)  # no row was taught words
     twin._grown = {}  # pyright: ignore[reportPrivateUsage]
     return twin

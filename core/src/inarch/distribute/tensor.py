@@ -97,7 +97,8 @@ def split_over(
     twins += [_let_go(member, model.sites) for member in members if member.merged]
     by_name = {twin.name: twin for twin in twins}
     result = copy.copy(model)
-    result.trees, result.pristine, result._sites = trees, pristine, sites  # pyright: ignore[reportPrivateUsage]
+    result.trees, result.pristine = trees, pristine
+    result._made, result._sites = {}, sites  # pyright: ignore[reportPrivateUsage]
     result.adapters = Members([by_name[member.name] for member in model.adapters])
     return result, placed, grafted
 
@@ -233,7 +234,8 @@ def _let_go(member: Member, sites: SiteView) -> Member:
                 twin.placed(Split(), None if layer is None else without_values(layer))
     edits = tuple(with_modules(edit, twins) for edit in member.edits)
     modules = {address: twins.get(m, m) for address, m in member.modules.items()}
-    return replace(member, edits=edits, modules=modules)
+    slot = Slot(member.content, edits)
+    return replace(member, edits=edits, modules=modules, slot=slot)
 
 
 def _begun(trees: Mapping[str, Chain], regions: list[Region], mesh: DeviceMesh) -> dict[str, Chain]:
