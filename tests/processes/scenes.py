@@ -105,7 +105,16 @@ STACKS: dict[str, Callable[[], list[Any]]] = {
     "taps": lambda: [
         inarch.adapter("steering", name="steer", targets=["model.layers.*.mlp.gate"], width=24)
     ],
-    "merged": lambda: [lora("inside"), lora("beside", rank=2)],
+    "several": lambda: [
+        lora("first", rank=2),
+        lora("second"),
+        inarch.adapter("ia3", name="factors"),
+    ],
+    "merged": lambda: [
+        lora("inside", bias="all"),
+        lora("beside", rank=2, bias="all"),
+        lora("direction", use_dora=True),
+    ],
 }
 
 
@@ -263,7 +272,7 @@ def named(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
             yield (f"{name}.{path}" if name else path), parameter
 
 
-SPLITTABLE = [name for name in STACKS if name not in ("taps", "formless")]
+SPLITTABLE = [name for name in STACKS if name not in ("taps", "formless", "several")]
 
 
 def content(path: Path) -> Any:

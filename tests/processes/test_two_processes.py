@@ -31,6 +31,12 @@ REFUSED = [
     (GROUPED, "taps", "tensor", "IA881", "gate"),
     (GROUPED, "lora", "sideways", "IA880", "sideways"),
 ]
+FEWER = [
+    (GROUPED, "several", "tensor"),
+    (GROUPED, "several", "replicate"),
+    (GROUPED, "merged", "tensor"),
+    (GROUPED, "several", "fsdp"),
+]
 ALIKE = [(f, "usual", p) for f in ("clip", "stable-diffusion") for p in ("fsdp", "tensor")]
 INSIDE = [("stable-diffusion", "controlnet", plan) for plan in ("fsdp", "tensor")]
 GENERATED = [(GROUPED, "stack", "tensor"), (TIED, "prefix", "tensor")]
@@ -46,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def found(folder: Path) -> list[dict[str, Any]]:
     tasks = [
+        *(("fewer", *one) for one in FEWER),  # first: FSDP2 in a process is of all of its models
         *(("ran", *one) for one in RAN),
         *(("refused", *one[:3]) for one in REFUSED),
         *(("generated", *one) for one in GENERATED),
@@ -151,6 +158,22 @@ def test_two_processes_generate_the_tokens_of_one(
     steps = model.generate_ids(ids().tolist(), max_new_tokens=6, stop=frozenset())
     tokens = list(steps)
     assert [one[f"generated-{name_of(case)}"]["tokens"] for one in found] == [tokens, tokens]
+
+
+@pytest.mark.parametrize("case", FEWER, ids=name_of)
+def test_adapters_leave_a_model_of_two_processes_but_where_weights_hold_them(
+    case: tuple[str, str, str], found: list[dict[str, Any]]
+) -> None:
+    model = adapted(*case[:2])
+    for one in found:
+        result = one[f"fewer-{name_of(case)}"]
+        for name, given in result["without"].items():
+            if case[2] == "fsdp" or model.adapters[name].merged:
+                assert given == "IA108"
+            else:
+                assert close(given, model.without(name)(ids()))
+        if case[1] == "several":
+            assert result["together"] == [case[2] != "fsdp"] * 14
 
 
 @pytest.mark.parametrize("case", ALIKE, ids=name_of)

@@ -103,6 +103,22 @@ def unsaved(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
     return {"code": ""}
 
 
+def fewer(label: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
+    """Logits without each adapter, or the code of the refusal, and which terms ran together."""
+    model = spread(scenes.adapted(label, stack), plan)
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        for name in model.adapters.names:
+            try:
+                found[name] = model.without(name)(scenes.ids())
+            except InarchError as error:
+                found[name] = error.code
+        model(scenes.ids())
+    calls = [call for chain in model.tree.modules() for call in vars(chain).values()]
+    banks = [call.bank for call in calls if type(call).__name__ == "JointLoRA"]
+    return {"without": found, "together": [bank is not None for bank in banks]}
+
+
 def counted(label: str, stack: str, plan: str, _folder: Path) -> dict[str, int]:
     """The collectives of a forward, of a backward, of adding up gradients, and without them."""
     model = spread(scenes.adapted(label, stack), plan)
@@ -239,6 +255,7 @@ TASKS = {
     "pictured": pictured,
     "every": every,
     "counted": counted,
+    "fewer": fewer,
     "ran": ran,
     "refused": refused,
     "generated": generated,

@@ -61,10 +61,9 @@ def shard(
     result, placed, grafted = copy.copy(model), {}, None
     if tensor is not None:
         result, placed, grafted = split_over(model, tensor)
-    for name in [
-        n for n in vars(result) if isinstance(getattr(type(result), n, None), cached_property)
-    ]:
-        del vars(result)[name]  # made of the trees as they were
+    kept = [n for n in vars(result) if isinstance(getattr(type(result), n, None), cached_property)]
+    for name in kept:  # made of the trees as they were
+        del vars(result)[name]
     result._fingerprint = fingerprint  # pyright: ignore[reportPrivateUsage]
     result.layout = Spread(data, tensor, placed, result.sites, grafted, fixed=plan == "fsdp")
     result.adapters = Members([_with_inner(m, result.layout) for m in result.adapters])

@@ -80,7 +80,10 @@ def split_over(
     rules = {member.name: _rules(member, splits, own) for member in active}
     whole = merged(model.pristine, members)
     pristine, placed = _layers(whole, regions, own)
-    sites = SiteView(pristine, model.roles, model.sites.settings, model.sites.tokenizers)
+    merged_into = {edit.address for member in members if member.merged for edit in member.edits}
+    beside = merged_into & {edit.address for member in active for edit in member.edits}
+    read = _as_they_were(pristine, beside, model.sites, splits, placed)
+    sites = SiteView(read, model.roles, model.sites.settings, model.sites.tokenizers)
     twins = [_twin(m, rules[m.name], splits, sites, own, placed) for m in active]
     begun = _begun(pristine, regions, mesh)
 
@@ -197,6 +200,28 @@ def _layers(
             twin = twins[region.tree][address] = part_of_module(layer, rule, split)
             placed[twin] = rule
     return {n: substitute(t, twins[n]) if twins[n] else t for n, t in trees.items()}, placed
+
+
+def _as_they_were(
+    trees: Mapping[str, Chain],
+    addresses: set[str],
+    whole: SiteView,
+    splits: Mapping[str, Split],
+    placed: dict[nn.Module, Placements],
+) -> dict[str, Chain]:
+    """The trees with some layers as nothing was merged into them: adapters read the base's."""
+    twins: dict[str, dict[str, nn.Module]] = {name: {} for name in trees}
+    for address in addresses:
+        layer, split = whole.module_at(address), splits.get(address)
+        if layer is None:
+            continue
+        if split is not None and split.kind in ("columns", "rows"):
+            rule = layer_placements(layer, split)
+            layer = part_of_module(layer, rule, split)
+            placed[layer] = rule
+        tree = whole.all[address].tree
+        twins[tree][address.removeprefix(tree).removeprefix(".")] = layer
+    return {n: substitute(t, twins[n]) if twins[n] else t for n, t in trees.items()}
 
 
 def _twin(
