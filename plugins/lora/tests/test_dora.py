@@ -276,3 +276,17 @@ def test_the_layer_is_computed_once(layered: tuple[Any, ...], tmp_path: Path) ->
     with Flops() as counter:
         edge.up(edge.down(x, edge.pair()[0]), edge.pair()[1], None, 1.0)
     assert counts[1] - counts[0] == counter.total
+
+
+@torch.no_grad()
+def test_what_a_hook_makes_of_the_layers_output_is_not_taken_for_its_product(
+    layered: tuple[Any, ...], tmp_path: Path
+) -> None:
+    _, adapted, x = peft_dora(layered, tmp_path)
+    layer, edge = (
+        adapted.sites.find(["layer"])[0].module,
+        adapted.adapters["lora"].modules["layer"],
+    )
+    plain, term = layer(x), edge(x)
+    with layer.register_forward_hook(lambda _layer, _x, output: output * 2):
+        torch.testing.assert_close(adapted.tree(x), torch.nn.functional.gelu(plain * 2 + term))

@@ -177,7 +177,8 @@ class DoRAEdge(LoRAEdge):
 class JointDoRA:
     """Computes the terms beside one layer, the first of them from the layer's output, as PEFT does.
 
-    Where it drops inputs, or is watched by a hook, it is called as a module.
+    Where it drops inputs, or is watched by a hook, it is called as a module; so it is where a hook
+    of the layer may have changed the output.
 
     Args:
         terms: in the order of the sum.
@@ -190,7 +191,8 @@ class JointDoRA:
     def __call__(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         first, *rest = self.terms
         layer = self.layer
-        if plus is None or layer is None or layer is not first.base() or alone(first):
+        own = layer is not None and layer is first.base() and not layer._forward_hooks
+        if plus is None or layer is None or not own or alone(first):
             total = first(x, plus=plus)
         else:
             total = first.onto(x, plus, layer)
