@@ -19,7 +19,7 @@ from inarch.adapters.asks import disagreements
 from inarch.adapters.edge import Edge
 from inarch.adapters.flat import Flat, Key
 from inarch.adapters.graft import Draft, draft_of, installed
-from inarch.adapters.memory import Store, key_of, materialise, parameters, parts
+from inarch.adapters.memory import Place, Store, key_of, materialise, parameters, parts
 from inarch.adapters.pattern import Buffers, Pattern, Settings, pattern_of
 from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
@@ -74,25 +74,25 @@ class _Move:
     Attributes:
         into: the allocation; None where the tensors lie by themselves.
         values: what it is to hold; None for zeros.
-        spots: each tensor that should lie there: its owner's dict, its name, its address.
+        places: of each tensor that should lie there.
+        addresses: where each lies in memory, if nothing was moved.
         keys: of those tensors.
         found: where the values of each lie, for tensors that have to be copied one by one.
     """
 
     into: Tensor | None
     values: Tensor | None
-    spots: Sequence[tuple[Store, str, int]]
+    places: Sequence[Place]
+    addresses: list[int]
     keys: Sequence[Key]
     found: Mapping[Key, Flat]
 
     def tensors(self) -> list[Any]:
-        return [store[name] for store, name, _ in self.spots]
+        return [store[name] for store, name in self.places]
 
     def make(self, tensors: Sequence[Tensor]) -> None:
         """Copy, at once where nothing was moved, cast or copied since."""
-        if self.into is not None and all(
-            tensor.data_ptr() == spot[2] for tensor, spot in zip(tensors, self.spots, strict=True)
-        ):
+        if self.into is not None and [t.data_ptr() for t in tensors] == self.addresses:
             self.into.zero_() if self.values is None else self.into.copy_(self.values)
             return
         for tensor, key in zip(tensors, self.keys, strict=True):
@@ -189,11 +189,10 @@ def _moves(slot: Slot, flats: Sequence[Flat]) -> Iterator[_Move]:
     for flat in slot.flats:
         new = next((f for f in flats if f.spans is flat.spans), None)
         places = [left.pop(key) for key in flat.spans]
-        spots = [(p.store, p.name, at) for p, at in zip(places, flat.addresses(), strict=True)]
-        yield _Move(flat.whole, None if new is None else new.whole, spots, list(flat.spans), found)
+        values = None if new is None else new.whole
+        yield _Move(flat.whole, values, places, flat.addresses(), list(flat.spans), found)
     if left:
-        spots = [(place.store, place.name, 0) for place in left.values()]
-        yield _Move(None, None, spots, list(left), found)
+        yield _Move(None, None, list(left.values()), [], list(left), found)
 
 
 @torch.inference_mode(False)  # which would not count what is written
