@@ -77,7 +77,8 @@ def test_loading_makes_no_second_copy(label: str, width: int) -> None:
     setting = Setting()
     with models.folder() as where:
         b10_loading.KINDS[label].saved(width, setting, where)
-        assert b10_loading.copies("inarch", label, where, setting) < 1.1
+        # A second copy would be 2; the file is small beside what a process takes by itself.
+        assert b10_loading.copies("inarch", label, where, setting) < 1.5
 
 
 @pytest.mark.parametrize(("label", "plain"), [("Llama", 1), ("UNet", 2)])

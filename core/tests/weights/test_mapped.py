@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import inarch
 from inarch.errors import InarchError
-from inarch.testing import tiny_models
 from inarch.weights import MappedFile, read_header
 from inarch.weights.header import DTYPES
 
@@ -74,23 +71,3 @@ def test_a_file_that_was_cut_since_is_refused_before_it_is_touched(tmp_path: Pat
     with pytest.raises(InarchError) as caught:
         MappedFile(header)
     assert caught.value.code == "IA202"
-
-
-def test_loading_has_the_files_read_ahead_of_building_and_meta_reads_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = list[int]()
-
-    def noted(file: int, start: int, length: int, advice: int) -> None:
-        assert (start, length, advice) == (0, 0, 3)
-        asked.append(os.fstat(file).st_ino)
-
-    monkeypatch.setattr(os, "posix_fadvise", noted, raising=False)
-    monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
-    tiny: Any = next(iter(tiny_models(families=["llama"])))
-    save_file(tiny.build().tree.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
-    (tmp_path / "config.json").write_text(json.dumps(tiny.config))
-    inarch.load(tmp_path, device="meta")
-    assert asked == []
-    inarch.load(tmp_path)
-    assert asked == [(tmp_path / "model.safetensors").stat().st_ino]
