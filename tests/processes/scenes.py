@@ -126,16 +126,21 @@ def base(label: str) -> Any:
     return model if wanted == label else model.packed()
 
 
+@torch.no_grad()
+def moved(model: Any) -> Any:
+    """The model, its adapters' parameters no longer where they began."""
+    generator = torch.Generator().manual_seed(11)
+    for member in model.adapters:
+        for parameter in member.parameters().values():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * 0.2)
+    return model
+
+
 def adapted(label: str, stack: str) -> Any:
     """A model whose every tensor that training moves is random and takes gradients."""
     torch.manual_seed(5)
-    model = base(label).adapt(*STACKS[stack]())
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for member in model.adapters:
-            for parameter in member.parameters().values():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(noise * 0.2)
+    model = moved(base(label).adapt(*STACKS[stack]()))
     if stack == "merged":
         model = model.merge("inside")
     return model
@@ -228,13 +233,7 @@ def picture_of(model: Any) -> Tensor:
 
 def learning(model: Any) -> Any:
     """The model with all its adapters' parameters moved, and gradients asked of everything."""
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for member in model.adapters:
-            for parameter in member.parameters().values():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(noise * 0.2)
-    for tree in model.trees.values():
+    for tree in moved(model).trees.values():
         tree.requires_grad_(True)
     return model
 

@@ -44,8 +44,7 @@ class _Standing(NamedTuple):
 
     def key(self, own: str) -> Key:
         """Of its tensor of some name."""
-        edit = self.edit
-        return edit.address, edit.kind, edit.names, f"{self.name}.{own}" if self.name else own
+        return key_of(self.edit, f"{self.name}.{own}" if self.name else own)
 
 
 class _Wanted(NamedTuple):

@@ -81,9 +81,7 @@ class WeightsHeader:
             if stamp_of(self.path.stat()) != self.stamp:
                 raise OSError("its size or the time it was written differs")
             place = str(device)
-            if (
-                place not in self._open
-            ):  # opening parses the whole header, for each tensor once more
+            if place not in self._open:  # opening parses the whole header once more
                 self._open[place] = safe_open(self.path, framework="pt", device=place)
             return self._open[place].get_tensor(key).to(dtype=dtype)
         except (OSError, SafetensorError) as error:
