@@ -32,25 +32,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: saved(root / name, **settings) for name, settings in made.items()}
 
 
-@functools.cache
-def loaded(folder: Path, task: str) -> tuple[Any, Any]:
-    return pipeline(folder, task), ours(folder)
+theirs_of = functools.cache(pipeline)
+ours_of = functools.cache(inarch.load)
 
 
-@functools.cache
-def ours(folder: Path) -> Any:
-    return inarch.load(folder)
+def loaded(folder: Path, task: str, scheduler: str | None = None) -> tuple[Any, Any]:
+    """diffusers' pipeline with a scheduler of its own, whatever a test before gave it, and ours."""
+    import diffusers
+
+    theirs, model = theirs_of(folder, task), ours_of(folder)
+    kind = diffusers.DDIMScheduler if scheduler is None else getattr(diffusers, scheduler)
+    theirs.scheduler = kind.from_config(model.config.scheduler)
+    return theirs, model
 
 
 def both(
     folder: Path, task: str = "text_to_image", scheduler: str | None = None, **settings: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """diffusers' latents and ours, after ten steps."""
-    import diffusers
-
-    theirs, model = loaded(folder, task)
-    kind = diffusers.DDIMScheduler if scheduler is None else getattr(diffusers, scheduler)
-    theirs.scheduler = kind.from_config(model.config.scheduler)
+    theirs, model = loaded(folder, task, scheduler)
     names = {"guidance": "guidance_scale", "mask": "mask_image", "steps": "num_inference_steps"}
     settings = {"steps": 10, **SIZE, **settings}
     given = {names.get(name, name): value for name, value in settings.items() if name != "seed"}
