@@ -89,9 +89,13 @@ class Rotary(nn.Module):
         return cos.to(x.dtype), sin.to(x.dtype)
 
     def _stretched(self, positions: Tensor) -> Tensor:
-        """The frequencies for the longest sequence among the positions, as a tensor throughout."""
+        """The frequencies for the length of each row, as a tensor throughout: [rows, 1, 1, half].
+
+        A row's own length, not the batch's as in transformers, where a text turns with the longest
+        that happens to run beside it.
+        """
         factor = float(self.scaling["factor"])
-        length = (positions.max() + 1).clamp(min=self.max_positions).float()
+        length = (positions.amax(-1) + 1).clamp(min=self.max_positions).float()[:, None, None, None]
         stretch = factor * length / self.max_positions - (factor - 1)
         theta = self.theta * stretch ** (self.head_dim / (self.head_dim - 2))
         exponents = torch.arange(0, self.head_dim, 2, device=positions.device).float()
