@@ -162,6 +162,17 @@ def test_generated_rows_have_the_tokens_they_have_alone(
         assert tokens == expected + [None] * (len(got) - len(expected))
 
 
+def test_drawing_beside_a_row_that_is_no_number_is_drawing_alone() -> None:
+    model = stacked(small(), "a", "b")
+    for parameter in model.adapter_parameters("b").values():
+        parameter.data.fill_(torch.nan)
+    options = {"max_new_tokens": 6, "stop": frozenset(), "sampling": Sampling(0.8, seed=3)}
+    got = list(model.generate_ids(PROMPTS[:3], adapters=["a", "b", None], **options))
+    for number, row in ((0, ("a",)), (2, ())):
+        steps = alone(model, row).generate_ids([PROMPTS[number]], **options)
+        assert [step[number] for step in got] == [token for [token] in steps]
+
+
 def test_a_model_of_rows_generates_too(model: Any) -> None:
     options = {"max_new_tokens": 5, "stop": frozenset()}
     expected = list(model.generate_ids(PROMPTS[:2], adapters=["a", None], **options))
@@ -209,6 +220,8 @@ def test_two_voices_and_the_base_answer_in_one_batch(smollm2: Any) -> None:
     pieces = voices.generate(ask, adapters=[None], max_new_tokens=12, stream=True)
     assert "".join(pieces) == texts[1]
     assert voices.generate([], adapters=[]) == []
+    with pytest.raises(InarchError, match="0 prompts"):
+        voices.generate([], adapters=["pirate"])
 
 
 @pytest.mark.slow
@@ -239,6 +252,7 @@ def test_a_word_is_known_to_the_rows_that_were_taught_it(smollm2: Any) -> None:
         (["a", ("a", None)], "IA513", "row 1"),
         ([{"a": 0.5}, None], "IA513", "row 0"),
         ({"a": 1, "b": 2}, "IA513", "one entry"),
+        (["hulsby", None], "IA403", '"houlsby"'),
     ],
 )
 def test_what_can_t_be_is_refused(model: Any, adapters: Any, code: str, word: str) -> None:

@@ -87,7 +87,7 @@ def language_model(seed: int = 0, window: int | None = None) -> LanguageModel:
         for parameter in tree.parameters():
             parameter.copy_(torch.randn_like(parameter))
     tree.requires_grad_(False).eval()
-    config = SimpleNamespace(sliding_window=window)
+    config = SimpleNamespace(sliding_window=window, vocab_size=259)
     return LanguageModel({"": tree}, config, roles=ROLES, tokenizer=bytes_tokenizer())
 
 

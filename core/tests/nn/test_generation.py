@@ -176,7 +176,9 @@ def test_an_answer_gives_what_it_held_back_when_it_ends(tokenizer: Any) -> None:
         ("IA504", "sea", {"temperature": -1.0}),
         ("IA504", "sea", {"max_new_tokens": 2.5}),
         ("IA504", "sea", {"stop": ""}),
+        ("IA504", "sea", {"max_new_tokens": True}),
         ("IA504", "sea", {"stop": ["sky", 7]}),
+        ("IA504", "sea", {"stop": 7}),
         ("IA505", 7, {}),
         ("IA505", ["sea", 7], {}),
         ("IA503", [{"content": "no role"}], {}),
@@ -194,7 +196,15 @@ def test_what_can_not_be_generated_is_refused_at_the_call(
 
 @pytest.mark.parametrize(
     ("code", "prompts"),
-    [("IA505", [1, 2]), ("IA505", ["sea"]), ("IA505", [[1, 2.5]]), ("IA504", [[1], []])],
+    [
+        ("IA505", [1, 2]),
+        ("IA505", ["sea"]),
+        ("IA505", [[1, 2.5]]),
+        ("IA504", [[1], []]),
+        ("IA505", [[1], [2, -1]]),
+        ("IA505", [[1], [259]]),
+        ("IA505", [[2**70]]),
+    ],
     ids=str,
 )
 def test_ids_that_are_none_are_refused_at_the_call(
@@ -203,6 +213,13 @@ def test_ids_that_are_none_are_refused_at_the_call(
     with pytest.raises(InarchError) as caught:
         model.generate_ids(prompts)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("stop", [7, "sea", ["sea"]], ids=str)
+def test_what_can_t_end_a_row_is_refused_at_the_call(model: LanguageModel, stop: Any) -> None:
+    with pytest.raises(InarchError) as caught:
+        model.generate_ids([[1]], stop=stop)
+    assert caught.value.code == "IA504"
 
 
 def test_ids_in_a_tensor_are_those_in_lists(model: LanguageModel) -> None:
@@ -228,12 +245,13 @@ def test_a_model_without_a_tokenizer_says_so(model: LanguageModel) -> None:
         (torch.tensor([1, 2, 3]), None),
         (torch.rand(1, 3), None),
         (torch.tensor([[1, 2, 3]]), torch.ones(1, 4)),
+        ([[1, 2, 3]], None),
+        (torch.ones(1, 3, dtype=torch.bool), None),
+        (torch.tensor([[1, 2, 3]]), [[1, 1, 1]]),
     ],
-    ids=["no batch", "no integers", "another mask"],
+    ids=["no batch", "no integers", "another mask", "a list", "truths", "a list as mask"],
 )
-def test_inputs_of_another_shape_are_refused(
-    model: LanguageModel, ids: torch.Tensor, mask: torch.Tensor | None
-) -> None:
+def test_inputs_of_another_shape_are_refused(model: LanguageModel, ids: Any, mask: Any) -> None:
     with pytest.raises(InarchError) as caught:
         model(ids, mask)
     assert caught.value.code == "IA505"

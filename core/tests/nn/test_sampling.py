@@ -92,6 +92,25 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     torch.testing.assert_close(shares, (logits[0] / 0.8).softmax(-1), rtol=0, atol=0.015)
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-30])
+def test_a_temperature_near_zero_takes_the_likeliest_token(temperature: float) -> None:
+    logits = scores(2)
+    assert torch.equal(Sampling(temperature).next(logits, None, None), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_row_that_is_no_number_leaves_the_draws_of_the_others(several: bool) -> None:
+    sampling, device = Sampling(1.0, top_k=40, top_p=0.9, min_p=0.01, seed=5), torch.device("cpu")
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        own = [sampling.generator(device) for _ in logits] if several else None
+        return sampling.next(logits, None, own or sampling.generator(device))
+
+    expected, broken = draw(scores(3)), scores(3)
+    broken[1] = math.nan
+    assert torch.equal(draw(broken)[[0, 2]], expected[[0, 2]])
+
+
 @pytest.mark.parametrize(
     "setting",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
@@ -163,12 +164,13 @@ class Members(tuple[Member, ...]):
         for member in self:
             if member.name == key:
                 return member
+        near = difflib.get_close_matches(key, self.names, 1, 0.6)
         raise InarchError(
             "IA403",
             f"this model has no adapter `{key}`",
             where="Model.adapters",
             why=f"its adapters are: {', '.join(self.names) or 'none'}",
-            remedy="model.adapters.names",
+            remedy=f'model.adapters["{near[0]}"]' if near else "model.adapters.names",
         )
 
     def __contains__(self, key: object) -> bool:

@@ -45,7 +45,7 @@ def rows_of(model: Model, adapters: Sequence[Row], count: int | None = None) -> 
     listed = _is_list(adapters)
     if not listed or (len(adapters) == 0 if count is None else len(adapters) != count):
         found = len(adapters) if listed else repr(adapters)
-        many = "a batch" if count is None else f"{count} prompt{'s' if count > 1 else ''}"
+        many = "a batch" if count is None else f"{count} prompt{'' if count == 1 else 's'}"
         raise _refused(
             f"the adapters of {many} are one entry for each row, not {found}",
             "an entry is a name, None for the base, or several names",

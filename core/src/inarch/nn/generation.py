@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +42,46 @@ def ids_of(prompts: Iterable[Iterable[int]]) -> list[list[int]]:
             remedy="give at least one word",
         )
     return rows
+
+
+def refuse_unknown(prompts: Mapping[int, Sequence[int]], size: int | None) -> None:
+    """Refuse token ids that a model has not; on a GPU they would end the process.
+
+    Args:
+        prompts: by their numbers, none of them empty.
+        size: how many ids there are; None if untold.
+
+    Raises:
+        InarchError: IA505 for the first prompt that has one.
+    """
+    for number, prompt in prompts.items():
+        least, most = min(prompt), max(prompt)
+        if least < 0 or (size is not None and most >= size):
+            ids = "at least 0" if size is None else f"from 0 to {size - 1}"
+            raise InarchError(
+                "IA505",
+                f"prompt {number} has a token id that this model has not",
+                where="prompts",
+                why=f"its ids are {ids}, and {least if least < 0 else most} is not",
+                remedy="encode texts with this model: model.encode(text)",
+            )
+
+
+def stops_of(stop: Iterable[int]) -> frozenset[int]:
+    """Token ids that end a row.
+
+    Raises:
+        InarchError: IA504 for what is no set of them.
+    """
+    try:
+        return frozenset(operator.index(token) for token in stop)
+    except TypeError:
+        raise InarchError(
+            "IA504",
+            f"what ends a row is a set of token ids, not {reprlib.repr(stop)}",
+            where="stop",
+            remedy="stop={2}, or a text to stop before: generate(..., stop=...)",
+        ) from None
 
 
 class Generation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -17,7 +17,7 @@ from inarch.nn.answer import Answer
 from inarch.nn.attention import causal_mask, positions_of
 from inarch.nn.capture import captured_addresses, capturing
 from inarch.nn.decoder import BEGINS, Places
-from inarch.nn.generation import Generation, ids_of
+from inarch.nn.generation import Generation, ids_of, refuse_unknown, stops_of
 from inarch.nn.mixed import Batch, batches, in_order
 from inarch.nn.sampling import Sampling
 from inarch.nn.tokenizer import Messages, Tokenizer
@@ -70,25 +70,27 @@ class LanguageModel(Model):
             InarchError: IA402 for a capture that matches nothing, IA505 for ids of another shape,
                 or a mask that is not theirs, IA513 for another batch than one of `rows`.
         """
-        if input_ids.dim() != 2 or input_ids.is_floating_point():
+        if not _are(input_ids, dim=2) or input_ids.dtype not in (torch.int32, torch.int64):
             raise InarchError(
                 "IA505",
                 "token ids are integers, [batch, time]",
                 where="input_ids",
-                why=f"these are {input_ids.dtype} {list(input_ids.shape)}",
-                remedy="add a batch dimension: input_ids[None]",
+                why=f"what is given is {_described(input_ids)}",
+                remedy="add a batch dimension: input_ids[None]"
+                if _are(input_ids, dim=1)
+                else "torch.tensor([[1, 2, 3]])",
             )
         batch, time = input_ids.shape
         if self.row_adapters is not None and batch != len(self.row_adapters):
             raise other_batch(len(self.row_adapters), batch)
         padding, positions = None, torch.arange(time, device=input_ids.device)[None]
         if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
+            if not _are(attention_mask, dim=2) or attention_mask.shape != input_ids.shape:
                 raise InarchError(
                     "IA505",
                     "the attention mask is not of these token ids",
                     where="attention_mask",
-                    why=f"the ids are {[batch, time]}, the mask {list(attention_mask.shape)}",
+                    why=f"the ids are {[batch, time]}, the mask is {_described(attention_mask)}",
                     remedy="give one number for each token id",
                 )
             if not bool(attention_mask.all()):
@@ -166,9 +168,9 @@ class LanguageModel(Model):
         self._tokenizer()
         many = _is_batch(prompt)
         prompts: list[Any] = list(prompt) if many else [prompt]
+        parts = self._batches(adapters, len(prompts), compile)
         if not prompts:
             return []
-        parts = self._batches(adapters, len(prompts), compile)
         models = dict(sorted((i, part.model) for part in parts for i in part.numbers)).values()
         tokenizers = [model._tokenizer() for model in models]
         ids = [_encoded(own, one) for own, one in zip(tokenizers, prompts, strict=True)]
@@ -217,7 +219,7 @@ class LanguageModel(Model):
         """
         rows = ids_of(prompts)
         parts = self._batches(adapters, len(rows), compile)
-        stops = self.stop_ids if stop is None else stop
+        stops = self.stop_ids if stop is None else stops_of(stop)
         chosen = sampling or Sampling()
         return _run(parts, rows, max_new_tokens, chosen, stops, compile=compile)
 
@@ -242,7 +244,7 @@ class LanguageModel(Model):
         apart: bool,
     ) -> Iterator[list[int | None]]:
         """The steps of one batch: see `generate_ids` and `Generation.steps`."""
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise InarchError(
                 "IA504",
                 f"max_new_tokens must be an integer, at least 1, not {max_new_tokens!r}",
@@ -260,6 +262,14 @@ class LanguageModel(Model):
             compile=compile,
         )
         return generation.steps(sampling, stop, apart=apart)
+
+    def _ids(self) -> int | None:
+        """How many token ids there are, those that adapters taught included; None if untold."""
+        size: int | None = getattr(self.config, "vocab_size", None)
+        taught = sum(len(learned.tokens) for m in self.adapters for learned in m.adapter.learned())
+        if size is None or not taught:
+            return size
+        return max(size, size + taught if self.tokenizer is None else self.tokenizer.size)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -298,6 +308,8 @@ def _run(
     compile: bool,
 ) -> Iterator[list[int | None]]:
     """The steps of some batches as those of one."""
+    for part in parts:
+        refuse_unknown({number: prompts[number] for number in part.numbers}, part.model._ids())
     steps = [
         part.model._steps(
             [prompts[number] for number in part.numbers],
@@ -338,6 +350,18 @@ def _finished(steps: Iterator[list[int | None]], answers: Sequence[Answer]) -> l
     return [answer.text for answer in answers]
 
 
+def _are(value: object, *, dim: int) -> bool:
+    """Whether a value is a tensor of so many dimensions."""
+    return isinstance(value, Tensor) and value.dim() == dim
+
+
+def _described(value: object) -> str:
+    """A value as errors tell of it."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"of type {type(value).__name__}"
+
+
 def _is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
     """Whether this is a list of prompts, not one prompt or one conversation."""
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -346,7 +370,9 @@ def _is_batch(prompt: Prompt | Sequence[Prompt]) -> bool:
 
 
 def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops: tuple[Any, ...] = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    given: Any = () if stop is None else stop  # pyright: ignore[reportUnnecessaryComparison]
+    listed = isinstance(given, Iterable) and not isinstance(given, str)
+    stops: tuple[Any, ...] = tuple(given) if listed else (given,)
     for one in stops:
         if not one or not isinstance(one, str):
             raise InarchError(

@@ -90,6 +90,9 @@ class Sampling:
     ) -> Tensor:
         """The next token of each row, [batch].
 
+        Where a row's probabilities are no numbers, as a temperature near 0 or a broken adapter
+        makes them, its likeliest token is taken, and the other rows are drawn as ever.
+
         Args:
             logits: [batch, vocabulary].
             seen: [batch, vocabulary], True for tokens that occurred; None without a penalty.
@@ -100,12 +103,10 @@ class Sampling:
             scores = penalised(scores, seen, self.repetition_penalty)
         if self.temperature == 0:
             return scores.argmax(-1)
-        scores = self.filtered(scores)
-        likely = scores.softmax(-1)
-        if not isinstance(generator, Sequence):
-            return torch.multinomial(likely, 1, generator=generator)[:, 0]
-        rows = zip(likely.split(1), generator, strict=True)
-        return torch.cat([torch.multinomial(row, 1, generator=own)[:, 0] for row, own in rows])
+        likely = self.filtered(scores).softmax(-1)
+        lost = likely[:, :1].isnan()  # all of a row is, or none
+        drawn = _drawn(likely.masked_fill(lost, 1.0), generator)
+        return torch.where(lost[:, 0], scores.argmax(-1), drawn)
 
     def filtered(self, scores: Tensor) -> Tensor:
         """The scores at the temperature, -inf where a token is not kept."""
@@ -117,6 +118,14 @@ class Sampling:
         if self.min_p is not None:
             scores = keep_min_p(scores, self.min_p)
         return scores
+
+
+def _drawn(likely: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    """A token for each row, [batch], as likely as told."""
+    if not isinstance(generator, Sequence):
+        return torch.multinomial(likely, 1, generator=generator)[:, 0]
+    rows = zip(likely.split(1), generator, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=own)[:, 0] for row, own in rows])
 
 
 def penalised(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
