@@ -6,6 +6,7 @@ import datetime
 import importlib.util
 import os
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from benchmarks.machine import commit, machine
 from benchmarks.measure import Setting
 from benchmarks.report import printed, read, written
-from benchmarks.result import NotEqual, NotHere, Result, encoded
+from benchmarks.result import NoResult, NotEqual, NotHere, Result, encoded
 from benchmarks.workloads import names, workload
 
-EXIT_DIFFERS, EXIT_BROKEN = 1, 3
+EXIT_DIFFERS, EXIT_BROKEN, EXIT_INTERRUPTED = 1, 3, 130
 DTYPES = click.Choice(["float32", "float64", "bfloat16", "float16"])
 
 
@@ -31,7 +32,7 @@ DTYPES = click.Choice(["float32", "float64", "bfloat16", "float16"])
 @click.option("--quick", is_flag=True, help="Tiny sizes, two repeats: only to see that it runs.")
 @click.option("--threads", type=click.IntRange(1), help="How many threads torch takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one result a line.")
-@click.option("--out", type=click.Path(path_type=Path), help="A folder for JSON and pictures.")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for a JSON file each.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the page of results there.")
 @click.option("--results", type=click.Path(path_type=Path), help="Folders the page is made from.")
 def main(
@@ -50,7 +51,7 @@ def main(
 
     With --report, make the page of what --out, or earlier runs, left in --results: a folder that
     has one folder a device. Exit codes: 0 fine, 1 outputs differ, 2 usage, 3 a peer is missing or
-    a workload failed.
+    a workload failed, 130 interrupted.
     """
     unknown = [name for name in chosen if name.upper() not in names()]
     if unknown:
@@ -58,8 +59,10 @@ def main(
     if not (chosen or everything or report):
         raise click.UsageError("name workloads, or say --all")
     where = _present(device)
-    for folder in (out, None if report is None else report.parent):
-        _make(folder)
+    if out is not None:
+        _make(out)
+    if report is not None:
+        _refuse_no_page(report)
     if threads is not None:
         torch.set_num_threads(threads)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -68,33 +71,53 @@ def main(
     code = 0
     for name in names() if everything else [name.upper() for name in chosen]:
         setting = Setting(where, kind, quick)
-        code = max(code, _one(name, setting, as_json, out))
+        try:
+            code = max(code, _one(name, setting, as_json, out))
+        except KeyboardInterrupt:
+            click.echo("  interrupted", err=True)
+            sys.exit(EXIT_INTERRUPTED)
     if report is not None:
-        found = results or Path(__file__).parent / "results"
-        if not read(found):
-            raise click.UsageError(f"`{found}` has no results: fill it with --out {found}/cpu")
-        written(found, report)
+        _report(results or Path(__file__).parent / "results", report)
     sys.exit(code)
 
 
+def _report(results: Path, page: Path) -> None:
+    try:
+        if not read(results):
+            raise click.UsageError(f"`{results}` has no results: fill it with --out {results}/cpu")
+        written(results, page)
+    except NoResult as error:
+        raise click.UsageError(f"{error}; measure it again, or take the file away") from error
+
+
 def _present(device: str) -> torch.device:
-    """The device of that name, which must be here."""
+    """The device of that name, which must be here and hold data."""
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.ones(1, device=found).item()
     except (RuntimeError, AssertionError) as error:  # what torch raises, if it wasn't built for it
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise click.UsageError(f"there is no device `{device}` here: {reason}") from error
     return found
 
 
-def _make(folder: Path | None) -> None:
+def _make(folder: Path) -> None:
     """Make a folder that is to be written to, before anything takes its time."""
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise click.UsageError(f"`{folder}` can't be written to: {error.strerror}") from error
+
+
+def _refuse_no_page(report: Path) -> None:
+    """Refuse a page that can't be written, before anything takes its time."""
+    if report.is_dir():
+        raise click.UsageError(f"`{report}` is a folder: name a page in it, {report}/benchmarks.md")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise click.UsageError("the page has pictures: pip install matplotlib")
+    _make(report.parent)
 
 
 def _one(name: str, setting: Setting, as_json: bool, out: Path | None) -> int:

@@ -62,9 +62,7 @@ def _unet(setting: Setting) -> Pair:
     theirs = models.in_diffusers(model, setting)
     tree = model.trees["unet"]
     size = 8 if setting.quick else 16
-    x = torch.randn(1, 4, size, size, device=setting.device, dtype=setting.dtype)
-    text = torch.randn(1, 12, 2 * channels, device=setting.device, dtype=setting.dtype)
-    step = torch.tensor([500], device=setting.device)
+    x, step, text = models.unet_inputs(2 * channels, size, setting)
     return (
         lambda: tree(x, timestep=step, text=text),
         lambda: theirs(x, step, text, return_dict=False)[0],

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import counters, models
 from benchmarks.measure import Samples, Setting, bandwidth, interleaved, tensor_bytes
-from benchmarks.result import Limit, Mark, Result, Table, Workload, result_of, seconds
+from benchmarks.result import Limit, Mark, Result, Table, Workload, plural, result_of, seconds
 
 WORKLOAD = Workload(
     "B2",
@@ -48,7 +48,7 @@ def run(setting: Setting) -> Result:
     widths = {32: 1, 64: 1} if setting.quick else LAYERS
     for width, layers in widths.items():
         for tokens, times, weights in _width(setting, width, layers):
-            what = f"d = {width}, {tokens} token{'s' * (tokens > 1)}"
+            what = f"d = {width}, {plural(tokens, 'token')}"
             ratio = times.overhead_ratio(OURS, THEIRS)
             result.marks.append(
                 Mark(f"{what}: overhead over PEFT's", ratio.median, 0.5, spread=ratio)
@@ -81,7 +81,7 @@ def _width(setting: Setting, width: int, layers: int) -> Iterator[tuple[int, Sam
             "their base": lambda ids=ids: plain(input_ids=ids, use_cache=False).logits,
             "their lora": lambda ids=ids: theirs(input_ids=ids, use_cache=False).logits,
         }
-        what = f"d = {width}, {tokens} tokens"
+        what = f"d = {width}, {plural(tokens, 'token')}"
         setting.compare(f"{what}: base", runs["base"](), runs["their base"]())
         setting.compare(f"{what}: adapted", runs["lora"](), runs["their lora"]())
         weights = tensor_bytes(list(ours.tree.state_dict().values()))

@@ -71,8 +71,7 @@ def _llama(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
             runs[f"inarch {count}"] = lambda m=ours: m(ids)
             runs[f"PEFT {count}"] = lambda m=theirs: m(input_ids=ids, use_cache=False).logits
             outputs = [runs[f"{who} {count}"]() for who in ("inarch", "PEFT")]
-            # So many sums of products round differently where they are made at once.
-            setting.compare(f"Llama, {count} active", *outputs, tolerance=_tolerance(setting))
+            setting.compare(f"Llama, {count} active", *outputs, reordered=True)
             if count == counts[-1]:
                 size = tensor_bytes(list(ours.tree.state_dict().values()))
     times = interleaved(runs, setting)
@@ -80,10 +79,6 @@ def _llama(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
     last = times.median(f"inarch {counts[-1]}")
     result.limits.append(Limit(f"Llama, {counts[-1]} active", size, last, result.bandwidth))
     return times
-
-
-def _tolerance(setting: Setting) -> float:
-    return 1e-4 if setting.dtype == torch.float32 else 5e-2
 
 
 def _unet(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
@@ -108,7 +103,7 @@ def _unet(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
             runs[f"inarch {count}"] = lambda t=ours: t(x, timestep=step, text=text)
             runs[f"diffusers {count}"] = lambda m=theirs: m(x, step, text, return_dict=False)[0]
             outputs = [runs[f"{who} {count}"]() for who in ("inarch", "diffusers")]
-            setting.compare(f"UNet, {count} active", *outputs, tolerance=_tolerance(setting))
+            setting.compare(f"UNet, {count} active", *outputs, reordered=True)
     times = interleaved(runs, setting, repeats=15)
     _tell(result, f"UNet, {channels} channels, rank {RANK}", times, counts, "diffusers")
     return times

@@ -3,7 +3,8 @@
 What is put in was read before, so that a swap is one copy; beside it stands a copy of as many
 bytes. From the file it is held against PEFT's `hotswap_adapter`, which reads one each time: a file
 whose header says what that of one before said, as those of one training do, and a file of which
-nothing is known. Counted are the graphs that reach the compiler's back end in twenty swaps.
+nothing is known. Counted are the graphs that reach the compiler's back end in twenty swaps between
+files of other ranks and alphas.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks import models
 from benchmarks.compiling import Backend, compiled
 from benchmarks.measure import Setting, bandwidth, interleaved, tensor_bytes
 from benchmarks.result import Limit, Mark, Result, Table, Workload, result_of, seconds
+from inarch.adapters import Model
 
 WORKLOAD = Workload(
     "B7",
@@ -34,6 +36,16 @@ def _blocks(model: Any) -> list[torch.nn.Module]:
     return [found.module for found in model.tree.select("model.layers.*")]
 
 
+def _unlike(base: Model, where: Path) -> dict[str, Path]:
+    """Folders of two LoRAs of other ranks and alphas, which fit where there is room for 4."""
+    forms = [{"rank": 4, "alpha": 4}, {"rank": 2, "alpha": 6}]
+    return {
+        name: path
+        for name, form in zip(NAMES, forms, strict=True)
+        for path in models.saved(base, [name], where, **form).values()
+    }
+
+
 def recompilations(swaps: int = 20) -> int:
     """The graphs that swaps add to those of the first forward, blocks compiled one by one."""
     setting = Setting(quick=True)
@@ -42,8 +54,8 @@ def recompilations(swaps: int = 20) -> int:
     torch._dynamo.reset()
     backend = Backend("eager")
     with models.folder() as where, torch.no_grad():
-        folders = models.saved(base, NAMES, where, rank=4)
-        model = models.adapted(base, {"one": folders["first"]})
+        folders = _unlike(base, where)
+        model = models.adapted(base, {"one": folders["first"]}, capacity=4)
         compiled(_blocks(model), backend)
         model(ids)
         begun = backend.graphs
@@ -64,7 +76,7 @@ def _their_recompilations(swaps: int) -> int:
     torch._dynamo.reset()
     backend = Backend("eager")
     with models.folder() as where, torch.no_grad():
-        folders = models.saved(base, NAMES, where, rank=4)
+        folders = _unlike(base, where)
         hf = models.in_transformers(base, config, setting)
         model = models.in_peft(hf, {"one": folders["first"]})
         prepare_model_for_compiled_hotswap(model, target_rank=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -10,8 +11,12 @@ if TYPE_CHECKING:
     from benchmarks.measure import Setting
 
 
+ROUNDS = 30
+"""In how many contenders take turns; where there were fewer, a spread says so."""
+
+
 class Spread(msgspec.Struct, frozen=True):
-    """The median of paired measurements and their quartiles."""
+    """The median of paired measurements, their quartiles, and how many there are."""
 
     median: float
     low: float
@@ -19,7 +24,8 @@ class Spread(msgspec.Struct, frozen=True):
     count: int
 
     def text(self, unit: str = "x") -> str:
-        return f"{number(self.median)}{unit} ({number(self.low)} to {number(self.high)})"
+        fewer = "" if self.count == ROUNDS else f"; {self.count} rounds"
+        return f"{number(self.median)}{unit} ({number(self.low)} to {number(self.high)}{fewer})"
 
 
 class Equality(msgspec.Struct, frozen=True):
@@ -179,6 +185,10 @@ class NotHere(Exception):
     """The workload can't run on this machine or device: why."""
 
 
+class NoResult(Exception):
+    """A file that holds no result that can be read: which, and why."""
+
+
 def number(value: float) -> str:
     """A number with the digits that mean something."""
     if value == int(value) and abs(value) < 1e6:
@@ -190,8 +200,24 @@ def encoded(result: Result, indent: int = 1) -> bytes:
     return msgspec.json.format(msgspec.json.encode(result), indent=indent or -1) + b"\n"
 
 
-def decoded(data: bytes) -> Result:
-    return msgspec.json.decode(data, type=Result)
+def decoded(file: Path) -> Result:
+    """A result as it was written down, in a file that has the workload's name.
+
+    Raises:
+        NoResult: for a file that is cut off, that another version wrote, or of another name.
+    """
+    try:
+        result = msgspec.json.decode(file.read_bytes(), type=Result)
+    except (OSError, msgspec.DecodeError) as error:
+        raise NoResult(f"`{file}` is no result that can be read: {error}") from error
+    if result.workload != file.stem:
+        raise NoResult(f"`{file}` is a result of {result.workload}")
+    return result
+
+
+def plural(count: int, what: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def seconds(value: float) -> str:

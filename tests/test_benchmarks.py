@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from benchmarks import measure, report
 from benchmarks.__main__ import main
-from benchmarks.result import Equality, Mark, NotEqual, Result, decoded
+from benchmarks.result import Equality, Mark, NotEqual, Result, Spread, decoded
 from benchmarks.workloads import names, workload
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(name: str, folder: Path) -> Result:
     done = CliRunner().invoke(main, [name, "--quick", "--out", str(folder / "cpu")])
     assert done.exit_code == 0, done.output
-    return decoded((folder / "cpu" / f"{name}.json").read_bytes())
+    return decoded(folder / "cpu" / f"{name}.json")
 
 
 @pytest.mark.xdist_group("benchmarks")
@@ -51,6 +51,42 @@ def test_the_page_is_the_same_for_the_same_results(folder: Path, tmp_path: Path)
     one, two = ({f.name: f.read_bytes() for f in p.parent.rglob("*.*")} for p in pages)
     assert one == two
     assert "b5-cpu.svg" in one
+    page = one["page.md"].decode()
+    assert "| a quick run |" in page
+    assert "its times and marks say nothing" in page
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b'{"workload":"B15","ti', "truncated"),
+        (b'{"workload":"B15"}', "missing required field `title`"),
+        (b"[1]", "Expected `object`"),
+        (
+            (RESULTS / "cpu" / "B3.json").read_bytes(),
+            "is a result of B3",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_result_is_named(data: bytes, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "cpu" / "B15.json"
+    file.parent.mkdir()
+    file.write_bytes(data)
+    page = str(tmp_path / "page.md")
+    done = CliRunner().invoke(main, ["--report", page, "--results", str(tmp_path)])
+    assert done.exit_code == 2
+    assert str(file) in done.output
+    assert why in done.output
+
+
+def test_a_note_of_machines_belongs_to_the_results_it_stands_beside(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "B15.json").write_bytes((RESULTS / "cpu" / "B15.json").read_bytes())
+    note = (RESULTS / "machines.md").read_text().splitlines()[0]
+    assert note in report.text(RESULTS)
+    assert note not in report.text(tmp_path)
+    (tmp_path / "machines.md").write_text("Of my machine.")
+    assert "\nOf my machine.\n" in report.text(tmp_path)
 
 
 @pytest.mark.xdist_group("benchmarks")
@@ -61,7 +97,7 @@ def test_json_is_one_result_a_line(folder: Path) -> None:
 
 
 def test_the_page_is_made_of_the_results_that_are_here() -> None:
-    assert (ROOT / "docs" / "benchmarks.md").read_text() == report.text(report.read(RESULTS))
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == report.text(RESULTS)
 
 
 def test_the_page_names_every_workload() -> None:
@@ -86,6 +122,7 @@ def test_outputs_that_differ_give_no_ratio(monkeypatch: pytest.MonkeyPatch, fold
     ("option", "why"),
     [
         (["--device", "nowhere"], "there is no device `nowhere` here"),
+        (["--device", "meta"], "there is no device `meta` here"),
         (["--dtype", "float3"], "'float3' is not one of"),
         (["--threads", "0"], "0 is not in the range"),
     ],
@@ -94,6 +131,16 @@ def test_an_option_that_makes_no_sense_is_a_usage_error(option: list[str], why: 
     done = CliRunner().invoke(main, ["B15", "--quick", *option])
     assert done.exit_code == 2
     assert why in done.output
+
+
+def test_a_run_that_is_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(setting: measure.Setting) -> Result:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workload("B15"), "run", waits)
+    done = CliRunner().invoke(main, ["B15", "B16", "--quick"])
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == "  interrupted"
 
 
 def test_a_peer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +177,8 @@ def test_all_workloads_run_though_one_s_peer_is_missing(monkeypatch: pytest.Monk
         ([], "name workloads, or say --all"),
         (["--report", "PLACE/page.md", "--results", "PLACE/none"], "has no results"),
         (["B15", "--quick", "--out", "PLACE/file/cpu"], "can't be written to"),
+        (["B15", "--quick", "--report", "PLACE"], "is a folder"),
+        (["B15", "--quick", "--report", "PLACE/file/page.md"], "can't be written to"),
     ],
 )
 def test_what_can_t_be_asked_for_is_refused_before_anything_runs(
@@ -171,6 +220,17 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     samples = measure.Samples({"a": [1.0, 2.0, 9.0], "b": [1.0, 1.0, 3.0]})
     found = samples.ratio("a", "b")
     assert (found.median, found.low, found.high) == (2.0, 1.5, 2.5)
+
+
+def test_an_overhead_over_one_that_noise_made_less_than_nothing_is_no_gain() -> None:
+    samples = measure.Samples({"a": [3.0] * 4, "b": [2.0] * 4, "c": [1.0] * 4})
+    assert samples.overhead_ratio(("a", "c"), ("b", "c")).median == 2.0
+    assert samples.overhead_ratio(("b", "c"), ("c", "a")).median > 1e6
+
+
+@pytest.mark.parametrize(("rounds", "end"), [(30, "3)"), (7, "3; 7 rounds)")])
+def test_a_spread_says_where_there_were_fewer_rounds(rounds: int, end: str) -> None:
+    assert Spread(2.0, 1.0, 3.0, rounds).text() == f"2x (1 to {end}"
 
 
 def test_a_fitted_exponent_is_the_power_of_the_points() -> None:
