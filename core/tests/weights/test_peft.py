@@ -20,6 +20,7 @@ LAYERS = [f"model.layers.{i}.{n}" for i in range(3) for n in ("attn.q_proj", "at
         ({"target_modules": ["fc"], "layers_to_transform": [0, 2]}, [LAYERS[2], LAYERS[8]]),
         ({"target_modules": ["fc"], "layers_to_transform": 1}, [LAYERS[5]]),
         ({"target_modules": ["fc"], "layers_to_transform": 1, "layers_pattern": "blocks"}, []),
+        ({"target_modules": [LAYERS[0], "fc"], "layers_to_transform": 1}, [LAYERS[0], LAYERS[5]]),
         ({"target_modules": ["fc"], "exclude_modules": ["layers.0.fc"]}, [LAYERS[5], LAYERS[8]]),
         ({"target_modules": None}, []),
     ],

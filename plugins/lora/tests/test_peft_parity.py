@@ -36,6 +36,12 @@ CONFIGS = {
         "target_modules": ["q_proj", "o_proj"],
         "layers_to_transform": [0, 2],
     },
+    "some layers and the head": {
+        "r": 2,
+        "lora_alpha": 1 / 3,
+        "target_modules": ["q_proj", "lm_head"],
+        "layers_to_transform": 1,
+    },
     "excluded": {
         "r": 2,
         "lora_alpha": 2,
@@ -125,6 +131,8 @@ def test_a_folder_of_ours_is_peft_s_to_the_bit(
     torch.testing.assert_close(again(ids).logits, expected, rtol=1e-6, atol=1e-5)
     reloaded = ours.adapt(inarch.adapter("lora", weights=tmp_path / "ours"))
     torch.testing.assert_close(reloaded(ids), adapted(ids), rtol=1e-6, atol=1e-6)
+    scalings = [[vars(e).get("scaling") for e in m.adapters[0].edges] for m in (adapted, reloaded)]
+    assert scalings[0] == scalings[1]
 
 
 def test_a_fresh_adapter_of_ours_loads_into_peft(

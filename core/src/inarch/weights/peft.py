@@ -27,11 +27,12 @@ def targeted(settings: Mapping[str, Any], address: str) -> bool:
     if matches(settings.get("exclude_modules"), address) or not matches(targets, address):
         return False
     layers = settings.get("layers_to_transform")
-    if isinstance(targets, str) or layers is None or layers == []:
-        return True
-    patterns = settings.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", address)
+    if isinstance(targets, str) or address in targets or layers is None or layers == []:
+        return True  # what is named in full, such as `lm_head`, is in no layer
+    patterns = settings.get("layers_pattern") or []
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    for begin in [rf"(?:^|.*?\.){pattern}" for pattern in patterns] or [r".*?\.[^.]*"]:
+        found = re.match(rf"{begin}\.(?P<layer>\d+)\.", address)
         if found:
             return int(found["layer"]) in ([layers] if isinstance(layers, int) else layers)
     return False

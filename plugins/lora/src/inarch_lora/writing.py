@@ -264,8 +264,8 @@ def _alphas(saved: Saved, edges: Mapping[str, SiteEdge]) -> dict[str, tuple[int,
         if term.algorithm in ("lora", "loha", "lokr"):
             rank = term.rank or 1
             root = math.sqrt(rank) if rooted else rank
-            alpha = term.scaling * root
-            found[address] = (rank, alpha if saved.format == "kohya" else _whole(alpha))
+            kohya = saved.format == "kohya"
+            found[address] = (rank, term.scaling * root if kohya else _alpha(term.scaling, root))
     return found
 
 
@@ -284,10 +284,12 @@ def _dims(edges: Mapping[str, SiteEdge], address: str) -> int:
     return 2 if site is None else site.get_parameter("weight").dim()
 
 
-def _whole(value: float) -> float:
-    """An alpha without the rounding that dividing by a root left."""
-    near = round(value, 6)
-    return int(near) if near == int(near) else near
+def _alpha(scaling: float, root: float) -> float:
+    """The shortest alpha that gives a scaling to the bit, as the one did that it was made of."""
+    value = scaling * root
+    shorter = (float(f"{value:.{digits}g}") for digits in range(1, 17))
+    alpha = next((each for each in shorter if each / root == scaling), value)
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _no_place(form: str, why: str) -> InarchError:
