@@ -94,7 +94,7 @@ def read_layout(path: Path) -> Layout:
         text = file.read(length) if 0 < length <= min(size - 8, 100_000_000) else b""
     try:
         entries: dict[str, Any] = json.loads(text)
-        metadata: dict[str, str] = entries.pop("__metadata__", {})
+        metadata = {str(n): _string(v) for n, v in entries.pop("__metadata__", {}).items()}
         tensors = {name: _info(entry) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _broken(path, f"no header of safetensors in its {size} bytes") from None
@@ -108,9 +108,17 @@ def read_layout(path: Path) -> Layout:
 def _info(entry: dict[str, Any]) -> Placed:
     first, last = entry["data_offsets"]
     shape, kind = tuple(entry["shape"]), entry["dtype"]
-    if last - first != math.prod(shape) * KINDS[kind] or first < 0:
+    if any(type(number) is not int or number < 0 for number in (first, last, *shape)):
+        raise ValueError(f"{[first, last]} and {list(shape)} are no numbers of bytes and sizes")
+    if last - first != math.prod(shape) * KINDS[kind]:
         raise ValueError(f"{last - first} bytes are no {list(shape)} of {kind}")
     return Placed(shape, kind, (first, last))
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no string")
+    return value
 
 
 def _broken(path: Path, why: str) -> InarchError:

@@ -214,6 +214,13 @@ def test_files_that_ask_for_settings_another_adapter_forbids_are_refused(
 # The memory it lies in
 
 
+def test_a_file_that_asks_for_what_is_no_object_is_refused(base: Model, files: list[Path]) -> None:
+    model = made_of(base, files[0])
+    save_file(load_file(files[1] / WEIGHTS), files[1] / WEIGHTS, {"inarch.asks": "[4]"})
+    assert refusal(model, files[1]).code == "IA411"
+    assert model.asks == {}
+
+
 def test_an_adapters_parameters_lie_in_one_allocation_each_a_tensor_of_its_own(
     base: Model, files: list[Path]
 ) -> None:

@@ -118,6 +118,11 @@ def test_after_files_of_one_structure_another_structure_still_says_why_it_is_ref
     pickle_ = tmp_path / "weights.bin"
     pickle_.write_bytes((files[0] / WEIGHTS).read_bytes())
     assert refusal(model, pickle_).code == "IA203"
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(
+        (files[0] / WEIGHTS).read_bytes().replace(b"layers", b"\xd6\xd6\xd6\xd6\xd6\xd6")
+    )
+    assert refusal(model, broken).code == "IA202"
     assert torch.equal(model.tree(x), expected)
 
 

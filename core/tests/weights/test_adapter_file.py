@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,3 +60,23 @@ def test_a_file_that_is_gone_is_an_error(file: Path) -> None:
     with pytest.raises(InarchError) as caught:
         header.load("a", CPU, None)
     assert caught.value.code == "IA201"
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"__metadata__": ["format"]},
+        {"__metadata__": {"format": 3}},
+        {"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}},
+        b'{"\xd6": 1}',
+    ],
+)
+def test_a_header_that_says_what_can_t_be_is_refused(tmp_path: Path, entries: Any) -> None:
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(InarchError) as caught:
+        open_adapter(path)
+    assert caught.value.code == "IA202"

@@ -70,8 +70,9 @@ def test_a_norm_of_a_sum_that_is_no_value_of_the_block_is_refused(pfeiffer: Any)
     assert (error.code, "adapter_residual_before_ln" in error.where) == ("IA433", True)
 
 
-def test_a_folder_of_another_library_is_refused(pfeiffer: Any) -> None:
-    (pfeiffer.folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+@pytest.mark.parametrize("settings", [{"peft_type": "LORA"}, {"config": -1}])
+def test_a_folder_of_another_library_is_refused(pfeiffer: Any, settings: Any) -> None:
+    (pfeiffer.folder / "adapter_config.json").write_text(json.dumps(settings))
     error = refusal(pfeiffer)
     assert (error.code, "config" in error.where) == ("IA433", True)
 

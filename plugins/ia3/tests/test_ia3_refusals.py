@@ -44,7 +44,13 @@ def change_tensors(folder: Path, change: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("peft_type", "LORA"), ("modules_to_save", ["lm_head"])]
+    ("setting", "value"),
+    [
+        ("peft_type", "LORA"),
+        ("modules_to_save", ["lm_head"]),
+        ("target_modules", 3),
+        ("feedforward_modules", "down_proj("),
+    ],
 )
 def test_a_setting_that_is_not_had_is_named(
     llamas: tuple[Any, Any], saved: Path, setting: str, value: Any

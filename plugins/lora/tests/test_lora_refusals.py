@@ -68,13 +68,56 @@ def test_a_setting_that_would_change_the_result_is_named(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lora_alpha": "8"}, {"lora_alpha": True}, {"alpha_pattern": {"q_proj": "4"}}]
+    ("setting", "value"),
+    [
+        ("lora_alpha", "8"),
+        ("lora_alpha", True),
+        ("lora_alpha", float("nan")),
+        ("alpha_pattern", {"q_proj": "4"}),
+        ("alpha_pattern", ["q_proj"]),
+        ("r", "two"),
+        ("r", None),
+        ("r", 0),
+        ("rank_pattern", {"q_proj(": 2}),
+        ("lora_dropout", "often"),
+        ("target_modules", 3),
+        ("target_modules", "q_proj("),
+        ("layers_to_transform", "0"),
+        ("peft_type", ["LORA"]),
+    ],
 )
-def test_an_alpha_that_is_no_number_is_refused(
-    llamas: tuple[Any, Any], saved: Path, settings: dict[str, Any]
+def test_a_setting_that_can_t_be_what_it_is_is_named(
+    llamas: tuple[Any, Any], saved: Path, setting: str, value: Any
 ) -> None:
-    error = refusal(llamas[1], change_settings(saved, **settings))
-    assert error.code == "IA426"
+    error = refusal(llamas[1], change_settings(saved, **{setting: value}))
+    assert (error.code, f": {setting} = " in error.where) == ("IA426", True)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 16)])
+@pytest.mark.parametrize("form", ["peft", "kohya"])
+def test_a_lora_without_a_rank_is_named(
+    llamas: tuple[Any, Any], tmp_path: Path, form: str, shape: tuple[int, ...]
+) -> None:
+    made = llamas[1].adapt(inarch.adapter("lora", rank=2, format=form))
+    file = next(made.save_adapter("lora", tmp_path / "saved").glob("*.safetensors"))
+    tensors = load_file(file)
+    first = next(key for key in tensors if "lora_A" in key or "lora_down" in key)
+    save_file({**tensors, first: torch.ones(shape)}, file)
+    error = refusal(llamas[1], tmp_path / "saved")
+    assert (error.code, first in error.where) == ("IA426", True)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(float("nan")), torch.ones(2), torch.ones(0)])
+def test_an_alpha_of_a_file_that_is_no_number_is_named(
+    llamas: tuple[Any, Any], tmp_path: Path, value: torch.Tensor
+) -> None:
+    made = llamas[1].adapt(inarch.adapter("lora", rank=2, format="kohya"))
+    file = next(made.save_adapter("lora", tmp_path / "saved").glob("*.safetensors"))
+    tensors = load_file(file)
+    alpha = next(key for key in tensors if key.endswith(".alpha"))
+    save_file({**tensors, alpha: value}, file)
+    error = refusal(llamas[1], tmp_path / "saved")
+    assert (error.code, alpha in error.where) == ("IA426", True)
 
 
 def test_weights_that_are_integers_are_refused(llamas: tuple[Any, Any], saved: Path) -> None:

@@ -275,7 +275,7 @@ def _entries(file: FileIO) -> tuple[int, Any]:
     begin = 8 + int.from_bytes(_bytes(file, 0, 8), "little")
     try:
         return begin, msgspec.json.decode(file.read(min(begin - 8, _LONGEST_HEADER)))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return begin, None
 
 

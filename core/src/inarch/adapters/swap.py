@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from inarch.adapters.asks import disagreements
+from inarch.adapters.asks import METADATA, disagreements
 from inarch.adapters.edge import Edge
 from inarch.adapters.flat import Flat, Key
 from inarch.adapters.graft import Draft, draft_of, installed
@@ -176,9 +176,10 @@ def _filling(
 
 
 def _refuse_disagreement(model: Model, member: Member, draft: Draft) -> None:
-    """Refuse settings of tasks that another adapter of the model asks to be different."""
+    """Refuse settings of tasks that are none, or that another adapter asks to be different."""
     others = [draft if m.name == member.name else m for m in model.adapters]
-    for problem in disagreements(others, installed()) if len(others) > 1 else ():
+    told = draft.header is not None and METADATA in draft.header.metadata
+    for problem in disagreements(others, installed()) if told or len(others) > 1 else ():
         raise problem
 
 

@@ -6,17 +6,52 @@ Source: PEFT's `check_target_module_exists` and `save_pretrained`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from inarch.weights.adapter_file import write_adapter, write_settings
 
 PREFIX = "base_model.model."
 """What stands before the address of a layer in a key."""
+
+
+class Targets(msgspec.Struct, frozen=True, kw_only=True):
+    """What all of PEFT's settings may say of layers; a method's own are a subclass of it."""
+
+    peft_type: str | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+
+    def expressions(self) -> Iterator[tuple[str, Iterable[str]]]:
+        """The names of settings that are regular expressions, and these."""
+        patterns = self.layers_pattern
+        yield "layers_pattern", [patterns] if isinstance(patterns, str) else patterns or ()
+        for name in ("target_modules", "exclude_modules"):
+            told = getattr(self, name)
+            yield name, [told] if isinstance(told, str) else ()
+
+
+def malformed(settings: Mapping[str, Any], kind: type[Targets]) -> tuple[str, str] | None:
+    """The first of PEFT's settings that can't be what it is, by name, and why; None for none."""
+    try:
+        told = msgspec.convert(dict(settings), kind)
+    except msgspec.ValidationError as error:
+        why, _, at = str(error).partition(" - at `$.")
+        return re.split(r"\W", at)[0], why[:1].lower() + why[1:]
+    for name, expressions in told.expressions():
+        for expression in expressions:
+            try:
+                re.compile(expression)
+            except re.error as error:
+                return name, f"`{expression}` is no regular expression: {error}"
+    return None
 
 
 def targeted(settings: Mapping[str, Any], address: str) -> bool:

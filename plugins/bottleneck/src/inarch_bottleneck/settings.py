@@ -115,7 +115,8 @@ def read(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         InarchError: IA433 for what is not built.
     """
-    inner: Mapping[str, Any] = given.get("config") or {}
+    told = given.get("config")
+    inner: Mapping[str, Any] = told if isinstance(told, dict) else {}
     if inner.get("architecture") is not None:
         raise _unsupported(inner, "architecture", where, "it is of another method")
     if not {"mh_adapter", "output_adapter", "reduction_factor", "non_linearity"} <= set(inner):

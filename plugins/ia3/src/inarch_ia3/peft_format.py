@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from inarch.errors import InarchError
-from inarch.weights.peft import PREFIX, target_names
+from inarch.weights.peft import PREFIX, Targets, malformed, target_names
 
 _SUFFIX = ".ia3_l"
 # What would change the result and is not built: refused when it is set.
 _UNSUPPORTED = ("modules_to_save", "layer_replication", "trainable_token_indices")
+
+
+class Settings(Targets, frozen=True, kw_only=True):
+    """What the settings that are read must be."""
+
+    feedforward_modules: str | list[str] | None = None
+
+    def expressions(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().expressions()
+        told = self.feedforward_modules
+        yield "feedforward_modules", [told] if isinstance(told, str) else ()
 
 
 def addresses_of(keys: Iterable[str], where: str) -> dict[str, str]:
@@ -43,11 +54,20 @@ def key_of(address: str) -> str:
 
 
 def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse settings of another method, or that would change the result.
+    """Refuse settings of another method, that would change the result, or that can't be.
 
     Raises:
         InarchError: IA432.
     """
+    wrong = malformed(settings, Settings)
+    if wrong is not None:
+        raise InarchError(
+            "IA432",
+            f"the adapter's setting `{wrong[0]}` can't be what it is",
+            where=f"{where}: {wrong[0]} = {json.dumps(settings.get(wrong[0]))}",
+            why=wrong[1],
+            remedy="put the adapter_config.json beside it that it was saved with",
+        )
     named = [name for name in _UNSUPPORTED if settings.get(name)]
     if settings.get("peft_type", "IA3") != "IA3":
         named = ["peft_type"]

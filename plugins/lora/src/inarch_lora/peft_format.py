@@ -9,14 +9,15 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 
 from inarch.errors import InarchError
-from inarch.weights.peft import write_folder
+from inarch.weights.peft import Targets, malformed, write_folder
 from inarch_lora.terms import Start
 
 KINDS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
@@ -52,21 +53,44 @@ _CONVERT = (
 )
 
 
+_Number = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+_Rank = Annotated[int, msgspec.Meta(ge=1)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Settings(Targets, frozen=True, kw_only=True):
+    """What the settings that are read must be."""
+
+    r: _Rank = 8
+    lora_alpha: _Number | None = None
+    alpha: _Number | None = None
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Number] | None = None
+    lora_dropout: _Share | None = None
+    rank_dropout: _Share | None = None
+    module_dropout: _Share | None = None
+
+    def expressions(self) -> Iterator[tuple[str, Iterable[str]]]:
+        yield from super().expressions()
+        yield "rank_pattern", self.rank_pattern or ()
+        yield "alpha_pattern", self.alpha_pattern or ()
+
+
 def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
     """Refuse a setting that would change the result and that LoRA here does not have.
 
     Raises:
-        InarchError: IA424, and IA426 for an alpha that is no number.
+        InarchError: IA424, and IA426 for a setting that can't be what it is.
     """
-    told = {name: settings.get(name) for name in ("lora_alpha", "alpha")}
-    for name, value in [*told.items(), *(settings.get("alpha_pattern") or {}).items()]:
-        if value is not None and type(value) not in (int, float):
-            raise InarchError(
-                "IA426",
-                f"the settings of the adapter say {json.dumps(value)} for a number",
-                where=f"{where}: {name}",
-                remedy="put the adapter_config.json beside it that it was saved with",
-            )
+    wrong = malformed(settings, Settings)
+    if wrong is not None:
+        raise InarchError(
+            "IA426",
+            f"the adapter's setting `{wrong[0]}` can't be what it is",
+            where=f"{where}: {wrong[0]} = {json.dumps(settings.get(wrong[0]))}",
+            why=wrong[1],
+            remedy="put the adapter_config.json beside it that it was saved with",
+        )
     named = [name for name in _UNSUPPORTED if settings.get(name)]
     if settings.get("peft_type", "LORA") not in KINDS:
         named = ["peft_type"]

@@ -226,7 +226,16 @@ def _rank(term: Term, weights: WeightsHeader) -> int:
     """The rank a layer's tensors have; 0 where none of them has one."""
     for parameter in ("lora_A", "lora_embedding_A", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         if parameter in term.shapes:
-            return term.shapes[parameter][0]
+            shape = term.shapes[parameter]
+            if shape and shape[0]:
+                return shape[0]
+            raise InarchError(
+                "IA426",
+                f"the {term.algorithm} of `{term.address}` has no rank",
+                where=f"{weights.path}: {term.fills[parameter]}",
+                why=f"the tensor is {list(shape)}",
+                remedy="save the adapter again",
+            )
     if term.algorithm == "lokr":
         return 0
     raise InarchError(
@@ -309,11 +318,22 @@ def _recorded(alpha: float, where: str) -> InarchError:
 
 def _settle_alpha(keys: Mapping[str, str], weights: WeightsHeader) -> tuple[float, float]:
     """alpha and scalar, where a layer has them; reading one marks its key as used."""
-    values = [
-        float(weights.read(keys[name]).float().sum()) if name in keys else default
-        for name, default in (("alpha", 0.0), ("scalar", 1.0))
-    ]
-    return values[0], values[1]
+    return _number("alpha", 0.0, keys, weights), _number("scalar", 1.0, keys, weights)
+
+
+def _number(name: str, default: float, keys: Mapping[str, str], weights: WeightsHeader) -> float:
+    if name not in keys:
+        return default
+    value = weights.read(keys[name])
+    if value.numel() != 1 or not torch.isfinite(value.float()).all():
+        raise InarchError(
+            "IA426",
+            f"`{keys[name]}` is not one number",
+            where=f"{weights.path}: {keys[name]}",
+            why=f"it is {list(value.shape)}: {value.flatten()[:4].tolist()}",
+            remedy="save the adapter again",
+        )
+    return float(value)
 
 
 def layers_without_term(

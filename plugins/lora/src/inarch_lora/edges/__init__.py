@@ -186,7 +186,7 @@ def _check(edge: WholeEdge, layer: Layer, term: Term) -> None:
         sizes = (layer.outputs, layer.shape[1])
         edge.check_shapes()
         scaled = scale is None or scale.numel() in sizes
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, IndexError) as error:
         raise _unfit(term, layer, str(error).splitlines()[0]) from None
     if shape != layer.shape or not scaled:
         raise _unfit(term, layer, f"they make a change of {list(shape)}")
