@@ -14,8 +14,8 @@ from torch import nn
 
 import inarch
 from benchmarks import counters, models
-from benchmarks.measure import Setting, bandwidth, fitted, interleaved, spread
-from benchmarks.result import Mark, Picture, Result, Table, Workload, result_of, seconds
+from benchmarks.measure import Samples, Setting, bandwidth, fitted, interleaved, spread
+from benchmarks.result import Line, Mark, Picture, Result, Table, Workload, result_of, seconds
 from inarch.adapters import Model
 
 WORKLOAD = Workload(
@@ -26,6 +26,8 @@ WORKLOAD = Workload(
     ("transformers", "peft"),
 )
 BLOCKS = (4, 8, 16, 32, 64, 123, 233, 333)
+MARKED = 123
+"""Blocks of the 739 layers that the mark is of."""
 PER_BLOCK = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
 TARGETS = ("attention.*", "mlp.gate", "mlp.up", "head")
 
@@ -102,49 +104,26 @@ def run(setting: Setting) -> Result:
     """Times of ours over all sizes, of PEFT up to 739 layers, which take it seconds."""
     result = result_of(WORKLOAD, setting, bandwidth(setting))
     sizes = BLOCKS[:2] if setting.quick else BLOCKS
-    ours: list[float] = []
-    theirs: list[float] = []
-    limit: list[float] = []
+    _compare(setting, sizes[0])
+    times = {layers(blocks): _times(setting, blocks) for blocks in sizes}
+    for count in times if setting.quick else (layers(MARKED),):
+        _mark(result, count, times[count])
+    heads = {"bare": "bare modules", "ours": "inarch", "theirs": "PEFT"}
     rows: list[list[str]] = []
-    for blocks in sizes:
-        base, peer = models.on_meta("llama", models.llama_config(64, blocks)), Theirs(blocks)
-        if blocks == sizes[0]:
-            _compare(setting, base, peer)
-        both: dict[str, Any] = {"ours": lambda base=base: adapt(base)}
-        both["bare"] = partial(bare, layers(blocks))
-        before = {}
-        if blocks <= 123:
-            both["theirs"], before["theirs"] = peer.adapt, peer.prepare
-        times = interleaved(both, setting, repeats=6 if blocks == 123 else 5, before=before)
-        ours.append(times.median("ours"))
-        limit.append(times.median("bare"))
-        row = [str(layers(blocks)), seconds(limit[-1]), seconds(ours[-1])]
-        if "theirs" in both:
-            theirs.append(times.median("theirs"))
-            faster = times.ratio("theirs", "ours")
-            row += [seconds(theirs[-1]), faster.text()]
-        rows.append([*row, *[""] * (5 - len(row))])
-        if blocks == 123 or setting.quick:
-            ms = spread([1000 * t for t in times.times["ours"]])
-            what = f"{layers(blocks)} layers"
-            result.marks.append(Mark(f"{what}, ms", ms.median, 60, spread=ms))
-            what = f"{what}, times faster than PEFT"
-            result.marks.append(Mark(what, faster.median, 30, "at least", faster))
-            beside = times.ratio("theirs", "bare")
-            result.counters["bare modules, times faster than PEFT"] = round(beside.median, 1)
-    count = [layers(blocks) for blocks in sizes]
-    lines = [
-        fitted("inarch", count, ours),
-        fitted("PEFT", count[: len(theirs)], theirs),
-        fitted("bare modules", count, limit),
-    ]
+    for count, samples in times.items():
+        medians = [seconds(samples.median(who)) if who in samples.times else "" for who in heads]
+        faster = samples.ratio("theirs", "ours").text() if "theirs" in samples.times else ""
+        rows.append([str(count), *medians, faster])
+    result.tables.append(Table("A LoRA", ["layers", *heads.values(), "times faster"], rows))
+    lines: list[Line] = []
+    for who in ("ours", "theirs", "bare"):
+        known = {count: one.median(who) for count, one in times.items() if who in one.times}
+        lines.append(fitted(heads[who], [*known], [*known.values()]))
     result.pictures.append(Picture("Adapting on meta", "adapted layers", "seconds", lines))
     calls = counted_exponent((2, 4) if setting.quick else (16, 32, 64, 123))
     result.counters["exponent of function calls"] = calls
     result.counters["function calls a layer"] = round(calls_a_layer(), 1)
     result.marks.append(Mark("exponent of function calls", round(calls, 2), 1.0, counted=True))
-    heads = ["layers", "bare modules", "inarch", "PEFT", "times faster"]
-    result.tables.append(Table("A LoRA", heads, rows))
     result.remarks.append(
         "On the meta device no bytes are moved: the limit is torch's own modules. Bare modules are "
         "as many as the layers, each with two parameters, made one by one and put nowhere."
@@ -152,12 +131,31 @@ def run(setting: Setting) -> Result:
     return result
 
 
-def _compare(setting: Setting, base: Model, peer: Theirs) -> None:
+def _times(setting: Setting, blocks: int) -> Samples:
+    """Ours and bare modules, and PEFT where it doesn't take it too long."""
+    base, peer = models.on_meta("llama", models.llama_config(64, blocks)), Theirs(blocks)
+    runs: dict[str, Any] = {"ours": partial(adapt, base), "bare": partial(bare, layers(blocks))}
+    before: dict[str, Any] = {}
+    if blocks <= MARKED:
+        runs["theirs"], before["theirs"] = peer.adapt, peer.prepare
+    return interleaved(runs, setting, repeats=6 if blocks == MARKED else 5, before=before)
+
+
+def _mark(result: Result, count: int, times: Samples) -> None:
+    ms, faster = spread([1000 * t for t in times.times["ours"]]), times.ratio("theirs", "ours")
+    result.marks += [
+        Mark(f"{count} layers, ms", ms.median, 60, spread=ms),
+        Mark(f"{count} layers, times faster than PEFT", faster.median, 30, "at least", faster),
+    ]
+    beside = times.ratio("theirs", "bare").median
+    result.counters["bare modules, times faster than PEFT"] = round(beside, 1)
+
+
+def _compare(setting: Setting, blocks: int) -> None:
     """Both adapt the same layers, with tensors of the same shapes."""
-    found = adapt(base).adapter_parameters("lora")
+    base, peer = models.on_meta("llama", models.llama_config(64, blocks)), Theirs(blocks)
+    ours = {n: p.shape for n, p in adapt(base).adapter_parameters("lora").items()}
     peer.prepare()
-    made = {n: p for n, p in peer.adapt().named_parameters() if "lora_" in n}
-    shapes = sorted((n.replace(".default.weight", ""), tuple(p.shape)) for n, p in made.items())
-    own = sorted((n, tuple(p.shape)) for n, p in found.items())
-    same = [tuple(shape) for _, shape in own] == [tuple(shape) for _, shape in shapes]
-    setting.compare("adapted layers and shapes", [same, len(own)], [True, len(shapes)])
+    made = {n.replace(".default.weight", ""): p for n, p in peer.adapt().named_parameters()}
+    theirs = {n: p.shape for n, p in made.items() if "lora_" in n}
+    setting.compare("adapted layers and shapes", ours == theirs, True)
