@@ -167,7 +167,7 @@ class DoRAEdge(LoRAEdge):
         return norm
 
     def deltas(self) -> dict[str, Tensor]:
-        strength = self.strength * self.factor * self.scaling
+        strength = self.whole_strength()
         weight = self.layer.rows(self.base_weight().float())
         changed = weight + strength * self.layer.rows(self.product())
         delta = self._ratio(strength).float().unsqueeze(1) * changed - weight

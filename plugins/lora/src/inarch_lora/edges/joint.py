@@ -89,7 +89,7 @@ class Bank:
         every = [value for pair in pairs for value in pair]
         if not copyable(every, terms):
             return None
-        strengths = [acting(term) for term in terms]
+        strengths = [term.whole_strength() for term in terms]
         live = [(p, s) for p, s in zip(pairs, strengths, strict=True) if s != 0]
         if not live:
             return cls(Source(terms))
@@ -193,18 +193,13 @@ def copyable(parameters: Sequence[Tensor], terms: Sequence[LoRAEdge]) -> bool:
     return (
         all(type(value) is nn.Parameter and not value.is_inference() for value in parameters)
         and len({(value.dtype, value.device) for value in parameters}) == 1
-        and all(math.isfinite(acting(term)) for term in terms)
+        and all(math.isfinite(term.whole_strength()) for term in terms)
     )
 
 
 def target(plus: Tensor, z: Tensor, second: Tensor, write: bool) -> Tensor | None:
     """Where a sum goes that may be written into `plus`: autocast casts nothing that is."""
     return plus if write and plus.dtype == z.dtype == second.dtype else None
-
-
-def acting(term: LoRAEdge) -> float:
-    """All that B A is multiplied by in eager code."""
-    return term.scaling * term.factor * term.strength
 
 
 def apart(terms: Sequence[LoRAEdge]) -> bool:

@@ -130,14 +130,16 @@ class LoRAEdge(SiteEdge):
         if torch.compiler.is_compiling():
             term = self.up(z * self.whole_scale(), second, plus, 1.0)
         else:
-            term = self.up(z, second, plus, self.scaling * self.factor * self.strength)
+            term = self.up(z, second, plus, self.whole_strength())
         return self._biased(term) if self.biased else term
 
-    def whole_scale(self) -> float | Tensor:
-        """All that B A is multiplied by; under compilation a tensor, as `acting`."""
-        if torch.compiler.is_compiling():
-            return self.scale * self.gain
+    def whole_strength(self) -> float:
+        """All that B A is multiplied by, for eager code."""
         return self.scaling * self.factor * self.strength
+
+    def whole_scale(self) -> float | Tensor:
+        """The same; under compilation a tensor, as `acting`."""
+        return self.scale * self.gain if torch.compiler.is_compiling() else self.whole_strength()
 
     def _biased(self, term: Tensor) -> Tensor:
         if self.lora_B_bias is not None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from inarch.adapters.row_edges import RowTerm
 from inarch.tree.joint import writable
-from inarch_lora.edges.joint import Source, acting, copyable, gathering, renewed, target
+from inarch_lora.edges.joint import Source, copyable, gathering, renewed, target
 
 if TYPE_CHECKING:
     from inarch_lora.edges.lora import LoRAEdge
@@ -158,7 +158,7 @@ class JointRows:
         terms = [module.edge for module in self.modules]
         if not copyable([value for term in terms for value in term.pair()], terms):
             return None
-        strengths = {term: acting(term) for term in terms}
+        strengths = {term: term.whole_strength() for term in terms}
         holders, source, kind = self._holders(strengths), Source(terms), terms[0].row_bank
         if not holders:
             return kind(source, terms[0])
