@@ -127,7 +127,7 @@ def _one(name: str, setting: Setting, as_json: bool, out: Path | None) -> int:
     missing = [need for need in told.needs if importlib.util.find_spec(need) is None]
     click.echo(f"{name}: {told.title}", err=True)
     if missing:
-        click.echo(f"  not run: pip install {' '.join(missing)}", err=True)
+        click.echo(f"  not run: pip install {' '.join(missing)} -c constraints.txt", err=True)
         return EXIT_BROKEN
     start = time.perf_counter()
     try:
