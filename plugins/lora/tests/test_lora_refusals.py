@@ -184,7 +184,19 @@ def test_a_target_without_a_weight_is_refused(llamas: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"rank": 0}, {"rank": "4"}, {"dropout": 1.0}, {"bias": "some"}, {"targts": ["a"]}]
+    "options",
+    [
+        {"rank": 0},
+        {"rank": "4"},
+        {"dropout": 1.0},
+        {"bias": "some"},
+        {"targts": ["a"]},
+        {"targets": []},
+        {"alpha": float("nan")},
+        {"alpha_pattern": {"q_proj": float("inf")}},
+        {"block_scales": {"model.layers.0": float("nan")}},
+        {"rank_pattern": {"q_proj(": 2}},
+    ],
 )
 def test_an_option_outside_of_its_range_is_refused(
     llamas: tuple[Any, Any], options: dict[str, Any]

@@ -146,6 +146,12 @@ def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
         isinstance(scaling, (int, float)) or scaling in ("learned", "channel")
     ):
         raise _unsupported(settings, "scaling", where, 'it is a number, "learned" or "channel"')
+    for name in ("dropout", "stochastic_depth"):
+        if type(settings[name]) not in (int, float) or not 0 <= settings[name] <= 1:
+            raise _unsupported(settings, name, where, "it is a share, from 0 to 1")
+    left_out = settings["leave_out"] or []
+    if not isinstance(left_out, list) or not all(type(n) is int for n in left_out):
+        raise _unsupported(settings, "leave_out", where, "it is a list of blocks' numbers")
     _refuse_sums(settings, where)
 
 

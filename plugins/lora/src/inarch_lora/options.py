@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from math import isfinite
 from typing import Any, Literal
 
 import msgspec
@@ -60,6 +62,13 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     format: Literal["peft", "diffusers", "kohya"] | None = None
 
     def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("targets name one role or address at least")
+        factors = [*self.alpha_pattern.values(), *self.block_scales.values(), self.alpha or 0.0]
+        if not all(map(isfinite, factors)):
+            raise ValueError("an alpha and a block's scale are finite")
+        for expression in [*self.rank_pattern, *self.alpha_pattern]:
+            _check_expression(expression)
         if min([self.rank, *self.rank_pattern.values()]) < 1:
             raise ValueError("a rank is at least 1")
         if not 0.0 <= self.dropout < 1.0:
@@ -83,3 +92,10 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             raise ValueError("a capacity is at least 1")
         if self.algorithm != "lora" or self.start != "zero":
             raise ValueError("only a plain LoRA or DoRA has a capacity")
+
+
+def _check_expression(expression: str) -> None:
+    try:
+        re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"`{expression}` is no regular expression: {error}") from None
