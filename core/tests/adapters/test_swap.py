@@ -165,20 +165,47 @@ def test_a_file_that_is_cut_off_changes_nothing(base: Model, x: Tensor, files: l
     assert torch.equal(model.tree(x), expected)
 
 
-def test_a_merged_adapter_is_not_swapped_and_one_swapped_since_is_not_merged_again(
-    base: Model, x: Tensor, files: list[Path]
+def swapped(model: Model, files: list[Path]) -> None:
+    model.swap("lowrank", files[1])
+
+
+def trained(model: Model, files: list[Path]) -> None:
+    with torch.no_grad():
+        for parameter in model.adapter_parameters("lowrank").values():
+            parameter.add_(1.0)
+
+
+def rescaled(model: Model, files: list[Path]) -> None:
+    model.adapters["lowrank"].scale = 0.25
+
+
+@pytest.mark.parametrize("change", [swapped, trained, rescaled])
+def test_a_merged_model_keeps_what_it_was_merged_with(
+    base: Model, x: Tensor, files: list[Path], tmp_path: Path, change: Any
 ) -> None:
     model = made_of(base, files[0])
-    heavier = model.merge()
+    heavier, factor = model.merge(), inarch.adapter("factor", after="lowrank")
     error = refusal(heavier, files[1])
     assert (error.code, "merged" in error.why) == ("IA498", True)
-    before = heavier.digest
-    model.swap("lowrank", files[1])
-    assert heavier.digest == before
-    with pytest.raises(InarchError, match="swapped since") as caught:
-        heavier.adapt(inarch.adapter("factor", after="lowrank"))
+    more = heavier.adapt(factor)
+    digests, kept = [heavier.digest, more.digest], [heavier.tree(x), more.tree(x)]
+    change(model, files)
+
+    assert [heavier.digest, more.digest] == digests
+    assert heavier.adapters["lowrank"].scale == 1.0
+    again = [more.without("factor"), heavier.adapt(factor), heavier.packed()]
+    again.append(copy.deepcopy(more).without("factor"))
+    for found, expected in zip(again, [*kept, kept[0], kept[0]], strict=True):
+        assert torch.equal(found.tree(x), expected)
+    with pytest.raises(InarchError, match="this model was merged") as caught:
+        more.merge()
     assert caught.value.code == "IA409"
+    if change is not rescaled:  # which no file holds
+        with pytest.raises(InarchError, match=f"{change.__name__} since") as caught:
+            heavier.save_adapter("lowrank", tmp_path / "again")
+        assert caught.value.code == "IA408"
     torch.testing.assert_close(model.merge().tree(x), model.tree(x), rtol=1e-5, atol=1e-6)
+    assert torch.equal(more.without("factor", "lowrank").tree(x), base.tree(x))
 
 
 def test_what_was_prepared_for_one_adapter_is_not_put_into_another(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, overload
 
 from torch import nn
 
 from inarch.adapters.edge import Edge, rescale
-from inarch.adapters.slot import Content, Slot
+from inarch.adapters.slot import Content, Frozen, Slot
 from inarch.errors import InarchError
 from inarch.stack import AdapterSpec, finite_scale
 from inarch.tree import Edit
@@ -36,7 +36,7 @@ class Member:
         edits: at exact addresses.
         modules: what it brought, by the address each stands at.
         slot: what its modules hold, which `Model.swap` replaces in every model at once.
-        frozen: what they held when this model was merged; None where it isn't.
+        frozen: what it was when this model was merged; None where it isn't.
         entry: what the plugin's manifest says of it.
         inner: the tree it brings as a model, with the adapters that were asked for in it: their
             scales, training and saving are there, and are none of this member's. None without.
@@ -48,18 +48,47 @@ class Member:
     edits: tuple[Edit, ...] = field(repr=False)
     modules: Mapping[str, nn.Module] = field(repr=False)
     slot: Slot = field(repr=False)
-    frozen: Content | None = field(default=None, repr=False)
+    frozen: Frozen | None = field(default=None, repr=False)
     entry: AdapterEntry | None = field(default=None, repr=False)
     inner: Model | None = field(default=None, repr=False)
 
     @property
     def content(self) -> Content:
-        return self.slot.content if self.frozen is None else self.frozen
+        return self.slot.content if self.frozen is None else self.frozen.content
 
     @property
     def merged(self) -> bool:
         """Whether the model's weights contain it."""
         return self.frozen is not None
+
+    def as_merged(self) -> Member:
+        """This member in a model whose weights contain it as it is now."""
+        if self.merged:
+            return self
+        return replace(self, frozen=Frozen(self.slot.content, self.scale, self._versions()))
+
+    @property
+    def rewritten(self) -> str:
+        """What was made of its weights since this model was merged; empty for nothing."""
+        if self.frozen is None:
+            return ""
+        if self.frozen.content is not self.slot.content:
+            return "swapped"
+        return "" if self.frozen.versions in (None, self._versions()) else "trained"
+
+    def refuse_rewritten(self) -> None:
+        """Refuse to save what isn't what this model was merged with: IA408."""
+        if self.rewritten:
+            raise InarchError(
+                "IA408",
+                f"what was merged of the adapter `{self.name}` can't be saved",
+                why=f"its weights were {self.rewritten} since this model was merged",
+                remedy="save it in the model that it was merged from, before that",
+            )
+
+    def _versions(self) -> tuple[int, ...]:
+        values = self.parameters().values()
+        return tuple(0 if value.is_inference() else value._version for value in values)
 
     @property
     def adapter(self) -> Adapter:
@@ -95,6 +124,8 @@ class Member:
     @property
     def scale(self) -> float:
         """How strongly it acts; 1.0 is as trained. Setting it recompiles nothing."""
+        if self.frozen is not None:
+            return self.frozen.scale
         return next((edge.strength for edge in self.edges), 1.0)
 
     @scale.setter

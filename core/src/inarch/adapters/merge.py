@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from inarch.adapters.edge import Edge
 from inarch.adapters.member import Member
+from inarch.adapters.slot import Frozen
 from inarch.errors import InarchError
 from inarch.tree import Chain, Edit
 from inarch.tree.substitute import substitute
@@ -18,41 +20,73 @@ from inarch.tree.twin import twin_of
 _Placed = tuple[Member, Edit]
 
 
-def merged(trees: Mapping[str, Chain], members: Iterable[Member]) -> dict[str, Chain]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """Trees whose weights contain some adapters, and what these were."""
+
+    frozen: tuple[Frozen, ...]
+    trees: Mapping[str, Chain]
+
+
+def merged(
+    trees: Mapping[str, Chain], members: Iterable[Member], before: Merged | None = None
+) -> Merged:
     """The trees with the merged ones of `members` in the weights of the sites they stand at.
 
     What the edges make of a weight is made in float32 and rounded once. Edges of one kind that
     follow each other at a site act in the order of their names, as in the tree.
 
+    Args:
+        trees: pristine.
+        members: in canonical order.
+        before: what was merged into these trees already, and stays where nothing else is to be.
+
     Raises:
         InarchError: IA409 where an edge can't be merged, what it makes is not finite, it acts on
-            what an adapter that isn't merged does at the same site, or the weight is quantised.
+            what an adapter that isn't merged does at the same site, or the weight is quantised;
+            or where weights have to be made again of what is no longer what it was.
     """
     at: dict[str, list[_Placed]] = {}
     members = tuple(members)
-    if not any(member.merged for member in members):
-        return dict(trees)
+    frozen = tuple(member.frozen for member in members if member.frozen is not None)
+    if not frozen:
+        return Merged((), trees)
     for member in members:
-        if member.frozen not in (None, member.slot.content):
-            why = "its weights were swapped since this model was merged"
-            raise _unmergeable(member, why, "", "merge the model it was merged from again")
         for edit in member.edits:
             if member.merged:
                 _refuse_unmergeable(member, edit)
             at.setdefault(edit.address, []).append((member, edit))
+    at = {a: placed for a, placed in at.items() if any(member.merged for member, _ in placed)}
+    for address, placed in at.items():
+        _refuse_out_of_turn(address, placed)
+    if before is not None and {*before.frozen} == {*frozen}:
+        return before
+    for member in members:
+        _refuse_moved(member)
     modules: dict[str, dict[str, nn.Module]] = {name: {} for name in trees}
     for address, placed in at.items():
-        if any(member.merged for member, _ in placed):
-            _refuse_out_of_turn(address, placed)
-            name, inner = _located(trees, address)
-            layer = trees[name].get_submodule(inner)
-            _refuse_quantised(address, layer, placed)
-            ordered = [one for one in _canonical(placed) if one[0].merged]
-            modules[name][inner] = _with(layer, ordered)
-    return {
+        name, inner = _located(trees, address)
+        layer = trees[name].get_submodule(inner)
+        _refuse_quantised(address, layer, placed)
+        ordered = [one for one in _canonical(placed) if one[0].merged]
+        modules[name][inner] = _with(layer, ordered)
+    made = {
         name: substitute(tree, modules[name]) if modules[name] else tree
         for name, tree in trees.items()
     }
+    return Merged(frozen, made)
+
+
+def _refuse_moved(member: Member) -> None:
+    """A merged adapter of which the weights can't be made again."""
+    again = "merge the model it was merged from again"
+    if member.rewritten:
+        why = f"its weights were {member.rewritten} since this model was merged"
+        raise _unmergeable(member, why, "", again)
+    now = next((edge.strength for edge in member.edges), 1.0)
+    if member.frozen is not None and now != member.frozen.scale:
+        why = f"its scale was {member.frozen.scale:g} when this model was merged, and is {now:g}"
+        raise _unmergeable(member, why, "", again)
 
 
 def _canonical(placed: list[_Placed]) -> list[_Placed]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +16,7 @@ from inarch.adapters.foundation import Foundation
 from inarch.adapters.graft import by_tree, filled, installed
 from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
-from inarch.adapters.merge import merged
+from inarch.adapters.merge import Merged, merged
 from inarch.adapters.packing import packed_trees
 from inarch.adapters.rows import Row, Rows, in_rows, of_rows, rows_of
 from inarch.adapters.stepping import left, stepped
@@ -58,6 +57,7 @@ class Model(Foundation):
         self.row_adapters: Rows | None = None
         self._grown: Mapping[str, Tokenizer] = {}
         self._made: Mapping[str, Chain] = {}
+        self._merged: Merged | None = None
         self._packed = False
 
     # What its adapters make of it
@@ -154,7 +154,7 @@ class Model(Foundation):
         chosen = set(names) if names else set(self.adapters.names)
         for name in chosen:
             self.adapters[name]
-        members = [replace(m, frozen=m.content) if m.name in chosen else m for m in self.adapters]
+        members = [m.as_merged() if m.name in chosen else m for m in self.adapters]
         return self._with(members)
 
     def prepare(self, name: str, weights: str | Path) -> Filling:
@@ -256,14 +256,16 @@ class Model(Foundation):
         ordered = [by_name[name] for name in order.names]
         packed = packed or self._packed
         trees: Mapping[str, Chain] | None = None
+        below: Merged | None = None
         grown: Mapping[str, Tokenizer] = {}
         if self.layout is not None and self.layout.grafted is not None:
             trees, grown = self.layout.grafted(ordered)
         elif self.layout is None and not packed and self.trees == self._made:
             trees = stepped(self, ordered, order)
         if trees is None:
-            trees = merged(self.pristine, ordered)
-            trees, grown = adapted(trees, self.sites, [m for m in ordered if not m.merged])
+            below = merged(self.pristine, ordered, self._merged)
+            live = [m for m in ordered if not m.merged]
+            trees, grown = adapted(below.trees, self.sites, live)
         if packed:
             trees = packed_trees(trees, self.sites)
         model = type(self)(
@@ -274,7 +276,7 @@ class Model(Foundation):
             tokenizer=({**self.sites.tokenizers, **grown}).get("", self.tokenizer),
             family=self.family,
         )
-        model._grown, model._made = grown, dict(trees)
+        model._grown, model._made, model._merged = grown, dict(trees), below
         model.pristine = self.pristine
         model.adapters = Members(members)
         model.order = order
@@ -334,9 +336,11 @@ class Model(Foundation):
         A model that lies over processes is asked by all of them; the first writes the whole.
 
         Raises:
-            InarchError: IA403 for no such adapter, IA408 where it has no format.
+            InarchError: IA403 for no such adapter, IA408 where it has no format, or its weights are
+                no longer what was merged here.
         """
         member = self.adapters[name]
+        member.refuse_rewritten()
         path, layout = Path(folder), self.layout
         modules = member.modules if layout is None else layout.whole(member)
 

@@ -50,6 +50,25 @@ class Content:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """What an adapter was when a model was merged.
+
+    Attributes:
+        content: what its modules held.
+        scale: how strongly it acted.
+        versions: of its parameters, which count what is written into them; None in a copy, whose
+            parameters are counted anew.
+    """
+
+    content: Content
+    scale: float
+    versions: tuple[int, ...] | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"content": self.content, "scale": self.scale, "versions": None}
+
+
 @dataclass(eq=False)
 class Slot:
     """What every model that has an adapter shares of it.

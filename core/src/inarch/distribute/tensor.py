@@ -78,7 +78,8 @@ def split_over(
     members = [model.adapters[name] for name in model.order.names]
     active = [member for member in members if not member.merged]
     rules = {member.name: _rules(member, splits, own) for member in active}
-    whole = merged(model.pristine, members)
+    before = model._merged  # pyright: ignore[reportPrivateUsage]
+    whole = merged(model.pristine, members, before).trees
     pristine, placed = _layers(whole, regions, own)
     merged_into = {edit.address for member in members if member.merged for edit in member.edits}
     beside = merged_into & {edit.address for member in active for edit in member.edits}
@@ -102,6 +103,7 @@ def split_over(
     result = copy.copy(model)
     result.trees, result.pristine = trees, pristine
     result._made, result._sites = {}, sites  # pyright: ignore[reportPrivateUsage]
+    result._merged = None  # pyright: ignore[reportPrivateUsage]
     result.adapters = Members([by_name[member.name] for member in model.adapters])
     return result, placed, grafted
 
