@@ -51,10 +51,20 @@ def _processor() -> str:
     return f"{name} (family {'/'.join(numbers)})" if any(numbers) else name
 
 
-def commit() -> str:
-    """The commit that was measured, with a mark where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def commit(repository: Path = Path(__file__).parent.parent) -> str:
+    """The commit that was measured, with a mark where files differ from it.
+
+    Results, which a run writes, and the pages made of them are not what was measured.
+    """
+    measured = (".", ":!benchmarks/results", ":!docs")
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        name = _git(repository, "describe", "--always")
+        differs = _git(repository, "status", "--porcelain", "-uno", "--", *measured)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return f"{name}-dirty" if differs else name
+
+
+def _git(repository: Path, *words: str) -> str:
+    command = ["git", "-C", str(repository), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

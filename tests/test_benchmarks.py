@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from benchmarks import measure, report
 from benchmarks.__main__ import main
+from benchmarks.machine import commit
 from benchmarks.result import Equality, Mark, NotEqual, Result, Spread, decoded
 from benchmarks.workloads import names, workload
 
@@ -196,6 +198,22 @@ def test_what_is_not_a_number_is_not_equal() -> None:
     with pytest.raises(NotEqual):
         setting.compare("outputs", torch.tensor([1.0, float("nan")]), torch.ones(2))
     assert not Equality("outputs", float("nan"), 1.0).holds
+
+
+def test_what_a_run_writes_makes_no_other_commit_of_what_it_measures(tmp_path: Path) -> None:
+    results, code = tmp_path / "benchmarks" / "results" / "B1.json", tmp_path / "code.py"
+    results.parent.mkdir(parents=True)
+    for file in (results, code):
+        file.write_text("1")
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    name = commit(tmp_path)
+    results.write_text("2")
+    assert name
+    assert commit(tmp_path) == name
+    code.write_text("2")
+    assert commit(tmp_path) == f"{name}-dirty"
 
 
 def test_contenders_take_turns() -> None:
