@@ -18,6 +18,7 @@ from inarch.plugins import index
 from inarch.plugins.fit import misfit
 from inarch.testing.subject import flat, inputs_of
 from inarch.testing.tiny import tiny_models
+from inarch_training import Example
 
 LINEAR = ["attention.query", "attention.key", "attention.value", "attention.output", "mlp.*"]
 
@@ -105,6 +106,8 @@ STACKS: dict[str, Callable[[], list[Any]]] = {
     "taps": lambda: [
         inarch.adapter("steering", name="steer", targets=["model.layers.*.mlp.gate"], width=24)
     ],
+    "once": lambda: [inarch.adapter("steering", name="mine", targets=["mlp.down"])],
+    "dropped": lambda: [lora(targets=["attention.*", "mlp.*", "head"], dropout=0.5)],
     "several": lambda: [
         lora("first", rank=2),
         lora("second"),
@@ -260,6 +263,11 @@ def ids() -> Tensor:
     return torch.randint(0, 31, (4, 7), generator=torch.Generator().manual_seed(2))
 
 
+def examples() -> list[Example]:
+    """What a run trains on."""
+    return [Example(tuple(row), tuple(row)) for row in ids().tolist()]
+
+
 def loss_of(logits: Tensor, rows: Tensor) -> Tensor:
     """A sum, so that those of parts add up to that of the whole."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="sum")
@@ -271,7 +279,7 @@ def named(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
             yield (f"{name}.{path}" if name else path), parameter
 
 
-SPLITTABLE = [name for name in STACKS if name not in ("taps", "formless", "several")]
+SPLITTABLE = [n for n in STACKS if n not in ("taps", "formless", "several", "dropped")]
 
 
 def content(path: Path) -> Any:

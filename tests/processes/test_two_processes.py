@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from scenes import SPLITTABLE, adapted, base, content, ids, loss_of, named
+from scenes import SPLITTABLE, adapted, base, content, examples, ids, loss_of, named
 from starting import asked_of
 
 import inarch
 from inarch.distribute import load_tensors
-from inarch.distribute.checkpoint import names_in
+from inarch.distribute.checkpoint import shapes_in
+from inarch_training import train
 
 GROUPED, TIED, MISTRAL = "grouped queries", "tied, biased, long", "mistral's window"
 RAN = [
@@ -40,6 +41,11 @@ FEWER = [
 ALIKE = [(f, "usual", p) for f in ("clip", "stable-diffusion") for p in ("fsdp", "tensor")]
 INSIDE = [("stable-diffusion", "controlnet", plan) for plan in ("fsdp", "tensor")]
 GENERATED = [(GROUPED, "stack", "tensor"), (TIED, "prefix", "tensor")]
+TRAINED = [
+    (GROUPED, "once", "tensor"),
+    (GROUPED, "dropped", "replicate then tensor"),
+    (GROUPED, "dropped", "tensor then fsdp then tensor"),
+]
 
 pytestmark = pytest.mark.xdist_group("two processes")
 
@@ -59,6 +65,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
         *(("alike", *one) for one in ALIKE),
         ("unsaved", GROUPED, "formless", "tensor"),
         *(("inside", *one) for one in INSIDE),
+        *(("trained", *one) for one in TRAINED),
     ]
     return asked_of(2, tasks, folder)
 
@@ -131,7 +138,7 @@ def test_a_checkpoint_of_two_is_read_by_one(
     assert found
     expected = dict(named(adapted(*scene[:2])))
     path = folder / f"ran-{name_of(scene)}" / "dcp"
-    assert names_in(path) == set(expected)
+    assert shapes_in(path) == {name: p.shape for name, p in expected.items()}
     read = {name: torch.full_like(p.detach(), torch.nan) for name, p in expected.items()}
     load_tensors(read, path)
     for name, parameter in expected.items():
@@ -194,6 +201,28 @@ def test_adapters_of_a_tree_that_an_adapter_brings_are_saved_whole(
         result = one[f"inside-{name_of(case)}"]
         assert result["names"] == ["adapter_config.json", "adapter_model.safetensors"]
         assert result["same"] == [True, True]
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=name_of)
+def test_processes_that_share_layers_train_one_adapter_whatever_they_went_on_from(
+    case: tuple[str, str, str], found: list[dict[str, Any]]
+) -> None:
+    first, second = (one[f"trained-{name_of(case)}"] for one in found)
+    assert first["losses"] == second["losses"]
+    for name, parameter in first["parameters"].items():
+        assert torch.equal(parameter, second["parameters"][name]), name
+
+
+def test_an_adapter_that_lies_in_one_of_the_processes_is_trained(
+    found: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    model = adapted(GROUPED, "once")
+    settings: dict[str, Any] = {"steps": 2, "batch_size": 3, "clip": 0.1, "schedule": "constant"}
+    losses = train(model, examples(), adapter="mine", out=tmp_path, **settings).losses
+    result = found[1][f"trained-{name_of(TRAINED[0])}"]
+    assert result["losses"] == pytest.approx(losses, abs=1e-5)
+    for name, parameter in model.adapters["mine"].parameters().items():
+        assert close(result["parameters"][name], parameter), name
 
 
 def test_what_cant_be_saved_is_refused_in_both(found: list[dict[str, Any]]) -> None:

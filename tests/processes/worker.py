@@ -23,6 +23,7 @@ import inarch
 from inarch.distribute import load_tensors, save_tensors
 from inarch.errors import InarchError
 from inarch.testing.tiny import tiny_models
+from inarch_training import train
 
 
 def spread(model: Any, plan: str) -> Any:
@@ -91,6 +92,19 @@ def generated(label: str, stack: str, plan: str, _folder: Path) -> dict[str, Any
     prompts = scenes.ids().tolist()
     steps = model.generate_ids(prompts, max_new_tokens=6, stop=frozenset())
     return {"tokens": list(steps)}
+
+
+def trained(label: str, stack: str, plans: str, folder: Path) -> dict[str, Any]:
+    """The losses of a run of two steps under each plan, and the adapter made whole."""
+    model, losses = scenes.adapted(label, stack), [0.0]
+    settings: dict[str, Any] = {"batch_size": 3, "clip": 0.1, "schedule": "constant"}
+    for number, plan in enumerate(plans.split(" then ")):
+        model = spread(scenes.adapted(label, stack), plan)
+        settings |= {"steps": 2 * number + 2, "resume": number > 0}
+        losses = train(model, scenes.examples(), adapter="mine", out=folder, **settings).losses
+    parameters = model.adapters["mine"].parameters()
+    whole = {name: model.layout.full(p, p) for name, p in parameters.items()}
+    return {"losses": losses, "parameters": whole}
 
 
 def unsaved(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
@@ -248,6 +262,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 TASKS = {
+    "trained": trained,
     "unsaved": unsaved,
     "alike": alike,
     "inside": inside,

@@ -213,8 +213,13 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_save(
     assert not model.adapters["mine"].trainable
 
 
+def cut_off(file: Path) -> None:
+    [tensors] = file.parent.glob("tensors-*/*.safetensors")
+    os.truncate(tensors, tensors.stat().st_size - 100)
+
+
 @pytest.mark.parametrize(
-    "damage", [lambda file: file.write_text("{"), lambda file: file.write_text("{}")]
+    "damage", [lambda file: file.write_text("{"), lambda file: file.write_text("{}"), cut_off]
 )
 def test_a_broken_state_is_refused(
     base: Any, examples: list[Example], tmp_path: Path, damage: Any
@@ -234,6 +239,8 @@ def test_a_run_of_other_settings_or_another_adapter_is_not_resumed(
         train(fresh(base), examples, seed=1, **settings)
     with pytest.raises(InarchError, match="IA603"):
         train(fresh(base, targets=["mlp.up"]), examples, **settings)
+    with pytest.raises(InarchError, match=r"IA603(?s:.*)is of \[2, \d+\], .* of \[3, "):
+        train(base.adapt(inarch.adapter("lora", name="mine", rank=3)), examples, **settings)
 
 
 @pytest.mark.parametrize(

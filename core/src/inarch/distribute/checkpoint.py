@@ -13,9 +13,11 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata as _Tensor
 
 
 def save_tensors(tensors: Mapping[str, Tensor], folder: str | Path) -> None:
@@ -24,6 +26,9 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: str | Path) -> None:
     Args:
         tensors: by name, the same names everywhere; DTensors where a process has a part.
         folder: new, on a disk that all processes share.
+
+    Raises:
+        OSError: it can't be written, here or by another process.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -33,9 +38,11 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: str | Path) -> None:
         dcp.save(given, storage_writer=writer, no_dist=not dist.is_initialized())
 
 
-def names_in(folder: str | Path) -> set[str]:
-    """The names of the tensors in a folder."""
-    return set(dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+def shapes_in(folder: str | Path) -> dict[str, torch.Size]:
+    """The shapes of the tensors in a folder, by name."""
+    stored = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    tensors = {name: about for name, about in stored.items() if isinstance(about, _Tensor)}
+    return {name: about.size for name, about in tensors.items()}
 
 
 def load_tensors(tensors: Mapping[str, Tensor], folder: str | Path) -> None:
@@ -44,6 +51,9 @@ def load_tensors(tensors: Mapping[str, Tensor], folder: str | Path) -> None:
     Args:
         tensors: by name; of those a process has a part of as a DTensor, it reads its part.
         folder: as `save_tensors` left it.
+
+    Raises:
+        Exception: as reading raised it, here or in another process.
     """
     reader = dcp.HuggingFaceStorageReader(str(folder))
     given: dict[str, Any] = dict(tensors)
@@ -53,7 +63,14 @@ def load_tensors(tensors: Mapping[str, Tensor], folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Generator[None, None, None]:
-    """Without DCP's warning that one process is one process."""
+    """Without DCP's warning that one process is one process, and without its own exception.
+
+    It gathers what any process raised, of which the first is raised here as it was.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except dcp.CheckpointException as error:
+            _, (cause, _) = min(error.failures.items())
+            raise cause from None

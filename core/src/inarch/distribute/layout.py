@@ -68,7 +68,7 @@ class Spread:
         try:
             if self.writes:
                 work()
-        except InarchError as error:
+        except (InarchError, OSError) as error:
             told = [error]
         except Exception as error:  # which may not be one that can be sent
             told = [RuntimeError(f"{type(error).__name__}: {error}")]
@@ -116,8 +116,8 @@ class Spread:
             once = once and (isinstance(parameter, DTensor) or _is_first(self.data))
             own = own if once else torch.zeros_like(own)
             total = own if total is None else total + own
-        if total is None:
-            return torch.zeros(())
+        if total is None:  # here: another process may have the only ones
+            total = torch.zeros((), device=self._device())
         dist.all_reduce(total)
         return total.sqrt()
 

@@ -5,9 +5,10 @@ Any number of processes write it, each what lies in it, and any other number can
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def save_state(
         (folder / name).mkdir(parents=True)
     if layout is not None:
         layout.wait()
-    tensors = dict(_generators())
+    tensors = dict(_generators(layout))
     for key, tensor, parameter in _tensors(parameters, optimizer):
         tensors[key] = tensor.detach() if layout is None else layout.stored(tensor, parameter)
     save_tensors(tensors, folder / name)
@@ -66,12 +67,15 @@ def save_state(
             shutil.rmtree(old)
 
 
-def _generators() -> Iterator[tuple[str, Tensor]]:
-    """The states of this process's generators, under names of its own."""
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    yield f"cpu_generator.{rank}", torch.get_rng_state()
+def _generators(layout: Spread | None) -> Iterator[tuple[str, Tensor]]:
+    """The states of this process's generators, under names of its part of the examples.
+
+    Processes that share layers have one part, and must draw alike whatever they went on from.
+    """
+    part = 0 if layout is None else layout.part_of_data[0]
+    yield f"cpu_generator.{part}", torch.get_rng_state()
     if torch.cuda.is_available():
-        yield f"cuda_generator.{rank}", torch.cuda.get_rng_state()
+        yield f"cuda_generator.{part}", torch.cuda.get_rng_state()
 
 
 def _tensors(
@@ -100,7 +104,7 @@ def load_state(
     Raises:
         InarchError: IA603 where there is no state, or it is of another adapter.
     """
-    from inarch.distribute.checkpoint import load_tensors, names_in
+    from inarch.distribute.checkpoint import load_tensors, shapes_in
 
     file = out / _FOLDER / "state.json"
     if not file.is_file():
@@ -110,34 +114,18 @@ def load_state(
             where=str(file),
             remedy="leave --resume out to begin one",
         )
-    try:
+    with _readable(file):
         facts: dict[str, Any] = json.loads(file.read_text())
-        names = names_in(file.parent / facts["tensors"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InarchError(
-            "IA603",
-            "the state of the run to resume can't be read",
-            where=str(file),
-            why=f"{type(error).__name__}: {error}",
-            remedy="leave --resume out to begin anew",
-        ) from None
-    known = {n.removeprefix("parameter.") for n in names if n.startswith("parameter.")}
-    if known != set(parameters):
-        raise InarchError(
-            "IA603",
-            "the run to resume trained another adapter",
-            where=str(file),
-            why=f"it has {len(known)} parameters, this adapter {len(parameters)}, "
-            f"{len(known & set(parameters))} of the same name",
-            remedy="pass the options the run was begun with",
-        )
+        shapes = shapes_in(file.parent / facts["tensors"])
     own = {key: (tensor, p) for key, tensor, p in _tensors(parameters, optimizer)}
     read = {
         key: torch.empty_like(tensor.detach() if layout is None else layout.stored(tensor, p))
         for key, (tensor, p) in own.items()
     }
-    generators = {key: state for key, state in _generators() if key in names}
-    load_tensors({**read, **generators}, file.parent / facts["tensors"])
+    _refuse_other(shapes, {key: tensor.shape for key, tensor in read.items()}, file)
+    generators = {key: state for key, state in _generators(layout) if key in shapes}
+    with _readable(file):
+        load_tensors({**read, **generators}, file.parent / facts["tensors"])
     for key, (tensor, parameter) in own.items():
         if layout is not None:
             layout.restored(read[key], tensor, parameter)
@@ -147,3 +135,44 @@ def load_state(
     for key, state in generators.items():
         (torch.set_rng_state if key.startswith("cpu") else torch.cuda.set_rng_state)(state)
     return facts
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Generator[None, None, None]:
+    """Refuse a state that can't be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InarchError(
+            "IA603",
+            "the state of the run to resume can't be read",
+            where=str(file),
+            why=f"{type(error).__name__}: {error}",
+            remedy="leave --resume out to begin anew",
+        ) from None
+
+
+def _refuse_other(
+    there: Mapping[str, torch.Size], here: Mapping[str, torch.Size], file: Path
+) -> None:
+    """Refuse the state of another adapter, of other parameters or of other shapes."""
+    begin = "parameter."
+    known = {name: shape for name, shape in there.items() if name.startswith(begin)}
+    own = {name: shape for name, shape in here.items() if name.startswith(begin)}
+    other = [name for name in own if name in known and own[name] != known[name]]
+    if known.keys() == own.keys() and not other:
+        return
+    why = (
+        f"it has {len(known)} parameters, this adapter {len(own)}, "
+        f"{len(known.keys() & own.keys())} of the same name"
+    )
+    if other:
+        name, (one, two) = other[0].removeprefix(begin), (known[other[0]], own[other[0]])
+        why = f"its `{name}` is of {list(one)}, this adapter's of {list(two)}"
+    raise InarchError(
+        "IA603",
+        "the run to resume trained another adapter",
+        where=str(file),
+        why=why,
+        remedy="pass the options the run was begun with",
+    )
