@@ -13,6 +13,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from inarch.cli.main import main
 
 
@@ -28,6 +30,8 @@ def work(rank: str, folder: Path, ports: list[str]) -> None:
                 main(command)
             except SystemExit as stop:
                 said.append((int(stop.code or 0), out.getvalue(), err.getvalue()))
+        if dist.is_initialized():  # a command that fails leaves that to the process's end
+            dist.destroy_process_group()
     (folder / f"said-{rank}.json").write_text(json.dumps(said))
 
 

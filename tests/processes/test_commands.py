@@ -87,7 +87,11 @@ def said(folder: Path) -> list[list[Any]]:
         training(folder, "shares", 8),
         generating(folder),
         training(folder, "nothing", 1, "--with", "nowhere"),
+        training(folder, "nothing", 1, "--device", "nowhere"),
+        training(folder, "occupied", 1),
+        training(folder, "whole", 9, "--resume", "--rank", "3"),
     ]
+    (folder / "occupied" / "adapter_model.safetensors").mkdir(parents=True)
     found = said_of(commands, folder)
     assert alone(training(folder, "turns", 8, "--resume")) == 0
     return found
@@ -126,14 +130,24 @@ def test_two_processes_generate_the_text_of_one(
     assert [one[3][:2] for one in said] == [[0, text], [0, ""]]
 
 
-def test_what_is_wrong_in_both_is_told_once(said: list[Any]) -> None:
-    ends = [one[4] for one in said]
-    assert [code != 0 for code, *_ in ends] == [True, True]
-    assert sum("IA406" in out + err for _, out, err in ends) == 1
+@pytest.mark.parametrize(
+    ("number", "code"), [(4, "IA406"), (5, "IA209"), (6, "IA707"), (7, "IA603")]
+)
+def test_what_is_wrong_in_both_is_told_once(number: int, code: str, said: list[Any]) -> None:
+    ends = [one[number] for one in said]
+    assert [end != 0 for end, *_ in ends] == [True, True]
+    [told] = [out for _, out, _ in ends if out]
+    assert json.loads(told)["error"]["code"] == code
 
 
-def test_what_is_wrong_in_one_ends_both_with_one_message(folder: Path) -> None:
-    command = " ".join(training(folder, "broken", 4)).replace("data.jsonl", "data$RANK.jsonl")
+@pytest.mark.parametrize(
+    ("right", "wrong", "code"),
+    [("data.jsonl", "data$RANK.jsonl", "IA601"), ("--data", "--date", "IA701")],
+)
+def test_what_is_wrong_in_one_or_in_both_ends_both_with_one_message(
+    right: str, wrong: str, code: str, folder: Path
+) -> None:
+    command = " ".join(training(folder, "broken", 4)).replace(right, wrong)
     python = f"{sys.executable} -m inarch {command}"
     done = subprocess.run(
         [*TORCHRUN, "--no-python", "bash", "-c", python],
@@ -144,7 +158,7 @@ def test_what_is_wrong_in_one_ends_both_with_one_message(folder: Path) -> None:
     )
     assert done.returncode != 0
     [body] = [json.loads(done.stdout)]
-    assert body["error"]["code"] == "IA601"
+    assert body["error"]["code"] == code
     assert "inarch/cli" not in done.stderr  # of Python's tracebacks there is torchrun's alone
 
 

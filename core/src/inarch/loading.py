@@ -50,7 +50,7 @@ def load(
         InarchError: 2xx for a checkpoint that can't be read or doesn't fit, 3xx where no package
             for it is installed.
     """
-    place, kind = _device(device), _dtype(dtype)
+    place, kind = device_of(device), _dtype(dtype)
     path = _located(source)
     checkpoint = open_checkpoint(path)
     entry = index().model_for(checkpoint.config, str(path))
@@ -144,7 +144,7 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _device(device: str | torch.device) -> torch.device:
+def device_of(device: str | torch.device) -> torch.device:
     """A device that exists.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from typing import Any
 
@@ -25,12 +26,14 @@ def main(args: list[str] | None = None) -> None:
     try:
         result: Any = cli.main(args=given, prog_name="inarch", standalone_mode=False)
     except InarchError as error:
-        output.refuse(error)
+        if _tells():
+            output.refuse(error)
         code = exit_code(error)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
-        output.refuse_usage(error)
+        if _tells():
+            output.refuse_usage(error)
         code = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -44,11 +47,21 @@ def main(args: list[str] | None = None) -> None:
         why, where = error.strerror or str(error), str(error.filename)
         what = "a file can't be read or written"
         remedy = "name another place, or see to its permissions"
-        output.refuse(InarchError("IA707", what, where=where, why=why, remedy=remedy))
+        if _tells():
+            output.refuse(InarchError("IA707", what, where=where, why=why, remedy=remedy))
         code = 1
     else:
         code = result if isinstance(result, int) else 0
     sys.exit(code)
+
+
+def _tells() -> bool:
+    """Whether this process is the one to tell what is wrong: alone, or for all of torchrun's."""
+    if "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+        return True
+    from inarch.distribute.processes import tells
+
+    return tells()
 
 
 def _leave() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import zip_longest
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import torch
 from torch import distributed as dist
 
 from inarch.errors import InarchError
+from inarch.loading import device_of
 
 Value = TypeVar("Value")
 _ABSENT = object()
@@ -64,7 +66,7 @@ def joined(device: str, *, wanted: str = "") -> Generator[Processes | None, None
         wanted: what was asked for that needs several processes.
 
     Raises:
-        InarchError: IA882 where several are wanted and there are none.
+        InarchError: IA882 where several are wanted and there are none, IA209 for no such device.
     """
     if any(name not in os.environ for name in _ENVIRONMENT):
         if wanted:
@@ -76,27 +78,51 @@ def joined(device: str, *, wanted: str = "") -> Generator[Processes | None, None
             )
         yield None
         return
-    own = device
-    if torch.device(device).type == "cuda":
-        own = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(own)
     store, rank, size = next(iter(dist.rendezvous("env://")))
-    backend = "cpu:gloo,cuda:nccl" if own.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
+        own = _own(device)
+        backend = "cpu:gloo,cuda:nccl" if own.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         yield Processes(own, rank == 0)
     except (click.exceptions.Exit, KeyboardInterrupt):
         raise
     except BaseException:
-        if _told(store):
+        if not _is_teller(store, rank):
             raise click.exceptions.Exit(1) from None
         raise
     dist.destroy_process_group()
 
 
-def _told(store: dist.Store) -> bool:
-    """Whether another process has told what went wrong; from now on, this one has."""
+def _own(device: str) -> str:
+    """The device of this process; of GPUs, its own.
+
+    Raises:
+        InarchError: IA209 where there is no such device.
+    """
+    if device.partition(":")[0] == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if device_of(device).type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def tells() -> bool:
+    """Whether this process tells what is wrong, of those that torchrun started: the first to ask.
+
+    What is wrong with a command all of them see, before they are joined.
+    """
     try:
-        return store.add("inarch/told", 1) > 1
-    except RuntimeError:  # the store is gone, and with it the process that held it
+        rendezvous = dist.rendezvous("env://", timeout=timedelta(seconds=10))
+        store, rank, _ = next(iter(rendezvous))
+    except (RuntimeError, ValueError):  # torchrun itself has ended
         return True
+    return _is_teller(store, rank)
+
+
+def _is_teller(store: dist.Store, rank: int) -> bool:
+    """Whether no other process has told what went wrong; from now on, this one has."""
+    own = str(rank)
+    try:
+        return store.compare_set("inarch/told", "", own).decode() == own
+    except RuntimeError:  # the store is gone, and with it the process that held it
+        return False
