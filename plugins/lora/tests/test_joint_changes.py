@@ -19,6 +19,17 @@ def _assign_data(parameter: Any) -> None:
     parameter.data = torch.randn_like(parameter)
 
 
+def _data_where_data_was(module: Any, again: Any) -> None:
+    """Assign data that lie where those lay that something was made of, if memory is given again."""
+    module.lora_A.data = torch.randn_like(module.lora_A)
+    again()
+    place, others = module.lora_A.data_ptr(), []
+    module.lora_A.data = torch.zeros(0)
+    while len(others) < 50 and (not others or others[-1].data_ptr() != place):
+        others.append(torch.randn(8, SIZE))
+    module.lora_A.data = others[-1]
+
+
 CHANGES: dict[str, Any] = {
     "another scaling": lambda m: setattr(m.tree.fc1__b, "scaling", 3.0),
     "a rescale": lambda m: setattr(m.adapters["ab"], "scale", 0.3),
@@ -49,6 +60,21 @@ def test_what_changes_is_seen(change: str) -> None:
         got = model.tree(x)
         assert not torch.equal(got.float(), before)
         torch.testing.assert_close(got, in_turn(model, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_other_data_at_the_same_place_are_seen(dora: bool) -> None:
+    x = inputs()
+    model = stacked(use_dora=True) if dora else stacked()
+    for _ in range(20):
+        with torch.no_grad():
+            _data_where_data_was(model.tree.fc0__lora, lambda: model.tree(x))
+            got = model.tree(x)
+        for trainable in (True, False):
+            for member in model.adapters:
+                member.trainable = trainable
+            if trainable:  # for which nothing is kept
+                torch.testing.assert_close(got, model.tree(x).detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_what_training_moves_is_seen_even_by_an_optimiser_that_leaves_no_trace() -> None:

@@ -27,9 +27,9 @@ from inarch_lora.edges.site import squares
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """A norm and what it was made of: tensors, their versions, where they lay."""
+    """A norm and what it was made of: tensors, their versions, where they lay, what lay there."""
 
-    of: tuple[tuple[Tensor, int, int], ...]
+    of: tuple[tuple[Tensor, int, int, Tensor], ...]
     strength: float | Tensor
     norm: Tensor
 
@@ -37,7 +37,7 @@ class _Kept:
         """Whether the same would be made again, which every process must answer alike."""
         return strength == self.strength and all(
             value is old and value._version == version and value.data_ptr() == place
-            for value, (old, version, place) in zip(held, self.of, strict=True)
+            for value, (old, version, place, _) in zip(held, self.of, strict=True)
         )
 
 
@@ -159,7 +159,7 @@ class DoRAEdge(LoRAEdge):
         kept = memory.kept  # another thread may put another there
         if kept is not None and kept.stands(held, strength):
             return kept.norm
-        marks = tuple((value, value._version, value.data_ptr()) for value in held)
+        marks = tuple((v, v._version, v.data_ptr(), v.detach()) for v in held)
         with torch.no_grad(), torch.inference_mode(False):
             norm = self._norm(strength)
         if type(norm) is Tensor:  # and not traced, or counted without data

@@ -30,6 +30,8 @@ class Source:
     def __init__(self, terms: Sequence[LoRAEdge]) -> None:
         self.first = terms[0]
         self.seen = tuple(map(_seen, terms))
+        # Memory that nothing held any more could be given to other data, at the same place.
+        self.memory = [value.detach() for term in terms for value in term.pair()]
 
     def stands(self) -> bool:
         """Whether the same would be made of them again, and none must be called by itself.
