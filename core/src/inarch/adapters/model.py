@@ -18,6 +18,7 @@ from inarch.adapters.inputs import Request, read_inputs
 from inarch.adapters.member import Member, Members
 from inarch.adapters.merge import Merged, merged
 from inarch.adapters.packing import packed_trees
+from inarch.adapters.row_edges import has_rows, other_batch
 from inarch.adapters.rows import Row, Rows, in_rows, of_rows, rows_of
 from inarch.adapters.stepping import left, stepped
 from inarch.adapters.telling import tell
@@ -302,6 +303,20 @@ class Model(Foundation):
         """
         self._refuse_shared()
         return in_rows(self, rows_of(self, adapters))
+
+    def refuse_batch(self, count: int, tree: Chain) -> None:
+        """Refuse a batch that isn't of this model's rows, before one row is taken for all of them.
+
+        Args:
+            count: of rows in the batch.
+            tree: that it is for. One that no row has an adapter in takes any batch.
+
+        Raises:
+            InarchError: IA513.
+        """
+        rows = self.row_adapters
+        if rows is not None and count != len(rows) and has_rows(tree):
+            raise other_batch(len(rows), count)
 
     def _refuse_shared(self) -> None:
         """Refuse to make another model of one that lies over several processes, or is of rows."""

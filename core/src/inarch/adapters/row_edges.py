@@ -95,6 +95,11 @@ class RowStep(RowEdge):
         return self.put(x, self.edge(self.own(x)))
 
 
+def has_rows(tree: nn.Module) -> bool:
+    """Whether adapters of some rows stand in a tree."""
+    return any(isinstance(module, RowEdge) for module in tree.modules())
+
+
 def other_batch(count: int, found: int) -> InarchError:
     return InarchError(
         "IA513",

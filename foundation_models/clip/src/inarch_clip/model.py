@@ -120,8 +120,10 @@ class Clip(Model):
         Raises:
             InarchError: IA506 for a checkpoint of one tower, IA505 for inputs of other shapes.
         """
-        self.text_tree, self.vision_tree  # noqa: B018 (each refuses where its tower is missing)
+        text, vision = self.text_tree, self.vision_tree  # each refuses where its tower is missing
         mask = self._mask(input_ids, attention_mask)
+        self.refuse_batch(len(input_ids), text)
+        self.refuse_batch(len(pixel_values), vision)
         return self.tree(input_ids, self._pixels(pixel_values), mask=mask, **inputs)
 
     # Texts
@@ -151,7 +153,9 @@ class Clip(Model):
             InarchError: IA506 without a text tower or tokenizer, IA543 for no text or one that is
                 too long.
         """
-        pooled = self.text_tree(self.token_ids(texts, truncate=truncate), mask=None, **inputs)[1]
+        tree, ids = self.text_tree, self.token_ids(texts, truncate=truncate)
+        self.refuse_batch(len(ids), tree)
+        pooled = tree(ids, mask=None, **inputs)[1]
         return F.normalize(pooled, dim=-1) if normalise else pooled
 
     def token_ids(self, texts: str | Sequence[str], *, truncate: bool = False) -> Tensor:
@@ -188,7 +192,9 @@ class Clip(Model):
         Raises:
             InarchError: IA506 without a vision tower, IA542 for what is no image.
         """
-        pooled = self.vision_tree(self.pixels(images), **inputs)[1]
+        tree, pixels = self.vision_tree, self.pixels(images)
+        self.refuse_batch(len(pixels), tree)
+        pooled = tree(pixels, **inputs)[1]
         return F.normalize(pooled, dim=-1) if normalise else pooled
 
     def pixels(self, images: Picture | Sequence[Picture]) -> Tensor:

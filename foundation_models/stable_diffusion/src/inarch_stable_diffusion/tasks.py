@@ -15,6 +15,7 @@ from inarch.errors import InarchError
 from inarch_stable_diffusion import pixels
 from inarch_stable_diffusion.noise import Generator, normal
 from inarch_stable_diffusion.prompt import Encoded, encode
+from inarch_stable_diffusion.rows import refuse_rows
 from inarch_stable_diffusion.sampling import Callback, Run, Step
 from inarch_stable_diffusion.schedulers import scheduler_for, timesteps_for
 
@@ -77,6 +78,7 @@ class Task:
         weight = next(model.trees["unet"].parameters())
         self.device, self.dtype = weight.device, weight.dtype
         _check(wish, self.height, self.width, config.factor)
+        refuse_rows(model, len(self.prompts), self.batch, guided=self.guided)
         self.shape = (
             self.batch,
             config.vae.latent_channels if config.vae is not None else config.unet.out_channels,
