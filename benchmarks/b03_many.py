@@ -104,7 +104,7 @@ def _unet(setting: Setting, counts: Sequence[int], result: Result) -> Samples:
             runs[f"diffusers {count}"] = lambda m=theirs: m(x, step, text, return_dict=False)[0]
             outputs = [runs[f"{who} {count}"]() for who in ("inarch", "diffusers")]
             setting.compare(f"UNet, {count} active", *outputs, reordered=True)
-    times = interleaved(runs, setting, repeats=15)
+    times = interleaved(runs, setting)
     _tell(result, f"UNet, {channels} channels, rank {RANK}", times, counts, "diffusers")
     return times
 

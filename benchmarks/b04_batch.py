@@ -91,4 +91,4 @@ def _times(
         what = f"{plural(count, 'adapter')} in {rows} rows"
         setting.compare(what, *outputs, reordered=True)
     weights = tensor_bytes(list(ours.tree.state_dict().values()))
-    return interleaved(runs, setting, repeats=15), weights
+    return interleaved(runs, setting), weights

@@ -138,7 +138,7 @@ def _times(setting: Setting, blocks: int) -> Samples:
     before: dict[str, Any] = {}
     if blocks <= MARKED:
         runs["theirs"], before["theirs"] = peer.adapt, peer.prepare
-    return interleaved(runs, setting, repeats=6 if blocks == MARKED else 5, before=before)
+    return interleaved(runs, setting, before=before)
 
 
 def _mark(result: Result, count: int, times: Samples) -> None:

@@ -48,7 +48,7 @@ def run(setting: Setting) -> Result:
         label = str(dtype).removeprefix("torch.")
         ours, theirs = _llama(here)
         theirs_unet = _unet(here)
-        times = interleaved({"ours": ours.cycle, "theirs": theirs.cycle}, here, repeats=10)
+        times = interleaved({"ours": ours.cycle, "theirs": theirs.cycle}, here)
         found = [one.changed(cycles) for one in (ours, theirs, theirs_unet)]
         result.marks.append(Mark(f"{label}: bits changed", found[0], 0, "exactly", counted=True))
         for name, count in zip(("inarch", "PEFT", "diffusers"), found, strict=True):

@@ -146,7 +146,7 @@ def _measure(setting: Setting, result: Result, title: str, kind: Kind, where: Pa
     [file] = where.glob("*.safetensors")
     for state in ("warm", "cold"):
         drop = (lambda: forgotten(where)) if state == "cold" else (lambda: None)
-        times = interleaved(runs, setting, repeats=7, before=dict.fromkeys(runs, drop))
+        times = interleaved(runs, setting, before=dict.fromkeys(runs, drop))
         faster = times.ratio(kind.peer, "inarch")
         what = f"{title}, {state}: times faster to the first output"
         result.marks.append(Mark(what, faster.median, 3.0, "at least", faster))

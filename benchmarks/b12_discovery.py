@@ -128,7 +128,7 @@ def run(setting: Setting) -> Result:
         runs["nothing"] = _process("", environments[counts[0]])
         if setting.quick:  # importing torch is what takes long
             runs = {n: r for n, r in runs.items() if n != f"importing {counts[-1]}"}
-        times = interleaved(runs, setting, repeats=6, before=dict.fromkeys(runs, lambda: None))
+        times = interleaved(runs, setting, before=dict.fromkeys(runs, lambda: None))
         for count, environment in environments.items():
             files, calls, torch = counted(environment)
             result.counters[f"{count}: files and folders opened"] = files

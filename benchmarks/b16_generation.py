@@ -69,7 +69,7 @@ def _size(setting: Setting, name: str, width: int, layers: int) -> tuple[Samples
     for who, call in runs.items():
         setting.compare(f"{name}: tokens of {who}", call(), expected)
     weights = tensor_bytes(list(base.tree.state_dict().values()))
-    return interleaved(runs, setting, repeats=10), tokens, weights
+    return interleaved(runs, setting), tokens, weights
 
 
 def _ours(base: Model, prompt: torch.Tensor, tokens: int, **options: Any) -> list[int]:

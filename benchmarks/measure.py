@@ -123,7 +123,6 @@ def interleaved(
     contenders: Mapping[str, Run],
     setting: Setting,
     *,
-    repeats: int | None = None,
     least: float = 0.004,
     before: Mapping[str, Run] | None = None,
 ) -> Samples:
@@ -131,12 +130,10 @@ def interleaved(
 
     Args:
         contenders: what to call; on a GPU the call and what it set going there are waited for.
-        repeats: rounds; 30 by default.
         least: seconds a sample lasts: shorter calls are repeated within it.
         before: run without being timed before each sample, whose call is then made only once.
     """
     before = before or {}
-    rounds = setting.repeats if repeats is None else min(repeats, setting.repeats)
     calls: dict[str, int] = {}
     for name, run in contenders.items():
         for _ in range(1 if name in before else 2):
@@ -145,7 +142,7 @@ def interleaved(
         calls[name] = 1 if name in before else max(1, min(1000, round(least / once)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     with _left_alone():
-        for _ in range(rounds):
+        for _ in range(setting.repeats):
             for name, run in contenders.items():
                 before.get(name, _nothing)()
                 times[name].append(_timed(run, calls[name], setting))
@@ -157,14 +154,12 @@ def in_cycles(
     contenders: Mapping[str, Sequence[Run]],
     setting: Setting,
     *,
-    repeats: int = 10,
     least: float = 0.06,
 ) -> list[Samples]:
     """Times of calls that follow one another, such as adapting and dropping; contenders take turns.
 
     Args:
         contenders: what to call, one call after the other; as many for each.
-        repeats: rounds.
         least: seconds a sample lasts: shorter cycles are gone through again within it.
 
     Returns:
@@ -178,7 +173,7 @@ def in_cycles(
     places = len(next(iter(contenders.values())))
     samples = [Samples({name: [] for name in contenders}) for _ in range(places)]
     with _left_alone():
-        for _ in range(min(repeats, setting.repeats)):
+        for _ in range(setting.repeats):
             for name, calls in contenders.items():
                 rounds = [[_timed(c, 1, setting) for c in calls] for _ in range(cycles[name])]
                 for place, times in zip(samples, zip(*rounds, strict=True), strict=True):
