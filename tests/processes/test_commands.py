@@ -162,9 +162,9 @@ def test_what_is_wrong_in_one_or_in_both_ends_both_with_one_message(
     assert "inarch/cli" not in done.stderr  # of Python's tracebacks there is torchrun's alone
 
 
-def test_ctrl_c_saves_once_and_ends_both(folder: Path) -> None:
-    command = training(folder, "cut", 100_000, "--save-every", "5")
-    running = subprocess.Popen(
+def running(command: list[str], saved: Path) -> subprocess.Popen[str]:
+    """A run of two processes that has saved its state once."""
+    started = subprocess.Popen(
         [*TORCHRUN, "-m", "inarch", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -172,14 +172,32 @@ def test_ctrl_c_saves_once_and_ends_both(folder: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+    wait_for(saved.exists)
+    return started
+
+
+def test_ctrl_c_saves_once_and_ends_both(folder: Path) -> None:
     state = folder / "cut" / "state" / "state.json"
-    wait_for(state.exists)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
-    out, _ = running.communicate(timeout=60)
-    assert running.returncode != 0
+    run = running(training(folder, "cut", 100_000, "--save-every", "5"), state)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode != 0
     body = json.loads(out)
     assert body["data"]["interrupted"]
     assert json.loads(state.read_text())["step"] == body["data"]["steps"] >= 5
+
+
+@pytest.mark.parametrize("plan", ["replicate", "fsdp"])
+def test_a_process_that_is_killed_ends_the_other_with_one_message(plan: str, folder: Path) -> None:
+    more = ("--save-every", "5", "--parallel", plan)
+    state = folder / f"killed {plan}" / "state" / "state.json"
+    run = running(training(folder, f"killed {plan}", 100_000, *more), state)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert json.loads(out)["error"]["code"] == "IA883"
+    assert json.loads(state.read_text())["step"] >= 5
 
 
 def test_the_script_of_the_page_runs_as_it_stands(folder: Path, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ CODES: Final[dict[str, str]] = {
     "IA880": "a model that can't be spread over processes so",
     "IA881": "an adapter that can't be split with the model",
     "IA882": "a command that was to share its work and is one process",
+    "IA883": "another of a command's processes has ended",
     # 85x the conformance kit
     "IA851": "the conformance kit lacks what it needs",
 }

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from inarch.adapters import Member, Members, Model
 from inarch.distribute.layout import Plan, Spread
+from inarch.distribute.processes import pause_at_exit
 from inarch.distribute.tensor import split_over
 from inarch.errors import InarchError
 from inarch.tree import Chain
@@ -51,6 +52,7 @@ def shard(
             can't be split. Nothing was changed.
     """
     data, tensor = _dimensions(mesh, plan, model)
+    pause_at_exit()
     if model.layout is not None:
         raise _refused("the model is sharded already", "", "shard it once, last")
     if plan == "fsdp":  # which shares out each layer's own parameters
