@@ -241,6 +241,31 @@ def test_files_that_ask_for_settings_another_adapter_forbids_are_refused(
 # The memory it lies in
 
 
+@pytest.mark.parametrize(("how", "code"), [("gone", "IA201"), ("another", "IA202")])
+def test_a_digest_is_of_the_file_that_was_read(
+    base: Model, x: Tensor, files: list[Path], tmp_path: Path, how: str, code: str
+) -> None:
+    model, known = made_of(base, files[0]), made_of(base, files[0])
+    digest, expected = known.digest, model.tree(x)
+    files[0].rename(tmp_path / "elsewhere")
+    if how == "another":
+        files[1].rename(files[0])
+    with pytest.raises(InarchError) as caught:
+        _ = model.digest
+    assert (caught.value.code, known.digest) == (code, digest)
+    model.swap("lowrank", tmp_path / "elsewhere")
+    assert (model.digest, torch.equal(model.tree(x), expected)) == (digest, True)
+
+
+def test_a_digest_stays_where_an_adapter_is_saved_over_its_own_file(
+    base: Model, files: list[Path]
+) -> None:
+    model, digest = made_of(base, files[0]), made_of(base, files[0]).digest
+    trained(model, files)
+    model.save_adapter("lowrank", files[0])
+    assert model.digest == digest
+
+
 def test_a_file_that_asks_for_what_is_no_object_is_refused(base: Model, files: list[Path]) -> None:
     model = made_of(base, files[0])
     save_file(load_file(files[1] / WEIGHTS), files[1] / WEIGHTS, {"inarch.asks": "[4]"})

@@ -255,6 +255,21 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_the_files(
     assert open_checkpoint(folder(tmp_path / "three", values)).fingerprint() != one
 
 
+@pytest.mark.parametrize(("how", "code"), [("gone", "IA201"), ("another", "IA202")])
+def test_a_fingerprint_is_of_the_file_whose_header_was_read(
+    tmp_path: Path, values: dict[str, torch.Tensor], how: str, code: str
+) -> None:
+    checkpoint = open_checkpoint(folder(tmp_path / "one", values))
+    assert checkpoint.tensors
+    file, other = tmp_path / "one" / "model.safetensors", folder(tmp_path / "two", values)
+    file.unlink()
+    if how == "another":
+        (other / file.name).rename(file)
+    with pytest.raises(InarchError) as caught:
+        checkpoint.fingerprint()
+    assert (caught.value.code, caught.value.where) == (code, str(file))
+
+
 def test_an_adapter_folder_gives_tensors_settings_and_metadata(tmp_path: Path) -> None:
     value = torch.randn(2, 3)
     save_file({"x": value}, tmp_path / "adapter_model.safetensors", {"made": "here"})

@@ -94,6 +94,7 @@ def test_settings_without_meaning_for_the_maths_are_passed_over() -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_size": "wide"}, "hidden_size"),
+        ({"intermediate_size": -4}, "intermediate_size"),
         ({"vocab_size": None}, "vocab_size"),
         ({"attention_multiplier": 0.5}, "attention_multiplier"),
         ({"no_rope_layers": [1, 1, 1, 0]}, "no_rope_layers"),

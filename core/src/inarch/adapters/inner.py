@@ -18,7 +18,7 @@ from inarch.adapters.model import Model
 from inarch.adapters.telling import tell
 from inarch.errors import InarchError
 from inarch.resolve.arrange import Order, arranged
-from inarch.resolve.digest import digest, identity, weights_identity
+from inarch.resolve.digest import digest, identity
 from inarch.resolve.fit import fitted
 from inarch.resolve.refusal import refuse
 from inarch.tree import Chain
@@ -101,7 +101,7 @@ def inner_of(
             f"adapters of kind {spec.use} bring none",
             "put them into the model, beside it",
         )
-    origin = model.fingerprint() if header is None else weights_identity(header)
+    origin = model.fingerprint() if header is None else header.fingerprint()
     base = InnerModel({"": own.chain}, Origin(origin), roles=own.roles)
     specs = [dataclasses.replace(one, where=one.where or spec.where) for one in spec.adapters]
     drafts, problems = fitted(base, specs)

@@ -359,14 +359,17 @@ class Model(Foundation):
         path, layout = Path(folder), self.layout
         modules = member.modules if layout is None else layout.whole(member)
 
+        about = {"fingerprint": self.fingerprint()}
+        if self.checkpoint is not None:
+            about["base"] = self.checkpoint.path.name
+        asks = asks_of(member, installed())
+        if asks:
+            about["asks"] = json.dumps(asks, sort_keys=True)
+        if member.header is not None and member.header.path.parent.resolve() == path.resolve():
+            member.header.fingerprint()  # of which its digest is, while the file is there
+
         def write() -> None:
             path.mkdir(parents=True, exist_ok=True)
-            about = {"fingerprint": self.fingerprint()}
-            if self.checkpoint is not None:
-                about["base"] = self.checkpoint.path.name
-            asks = asks_of(member, installed())
-            if asks:
-                about["asks"] = json.dumps(asks, sort_keys=True)
             member.adapter.write(path, modules, about)
 
         if layout is None:

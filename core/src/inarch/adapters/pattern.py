@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from inarch.adapters.flat import Flat, Key
 from inarch.adapters.memory import Store, key_of, parameters, places
 from inarch.tree import Chain
-from inarch.weights.adapter_file import Stamp, WeightsHeader, adapter_files, stamp_of
-from inarch.weights.header import PICKLES
+from inarch.weights.adapter_file import WeightsHeader, adapter_files
+from inarch.weights.header import PICKLES, Stamp, changed, stamp_of
 
 if TYPE_CHECKING:
     from inarch.adapters.graft import Draft
@@ -163,7 +163,7 @@ class Pattern:
                 if stamp_of(os.fstat(file.fileno())) != header.stamp:
                     raise OSError("its size or the time it was written differs")
         except OSError as error:
-            raise header.changed(error) from error
+            raise changed(header.path, error) from error
         header.close()
         return (*rooms, *self.kept)
 

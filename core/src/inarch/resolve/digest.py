@@ -12,7 +12,7 @@ import msgspec
 
 from inarch.errors import InarchError
 from inarch.tree import Edit
-from inarch.weights import WeightsHeader, fingerprint, open_checkpoint
+from inarch.weights import WeightsHeader, open_checkpoint
 
 if TYPE_CHECKING:
     from inarch.adapters.adapter import Adapter
@@ -61,7 +61,7 @@ def identity(
     and what it is called count for nothing. The values of a fresh adapter's weights don't count.
     `inner` is the digest of the adapters in the tree that it brings, where there are some.
     """
-    weights = None if header is None else [weights_identity(header), header.settings]
+    weights = None if header is None else [header.fingerprint(), header.settings]
     made = sorted([e.address, e.kind, list(e.names), list(e.inputs)] for e in edits)
     told = {
         "kind": kind,
@@ -84,9 +84,3 @@ def _at(path: str) -> str:
         return open_checkpoint(Path(path)).fingerprint()
     except InarchError:  # which is told when it is opened to be used
         return Path(path).name
-
-
-def weights_identity(header: WeightsHeader) -> str:
-    """A fingerprint of the tensors of an adapter's file."""
-    keys = header.keys()
-    return fingerprint([(header.path, dict(zip(keys, map(header.info, keys), strict=True)))])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inarch.errors import InarchError
+from inarch.identity import fingerprint
 from inarch.layout import ADAPTER_NAMES, adapter_file
 from inarch.weights.checkpoint import read_json
-from inarch.weights.header import TensorInfo, read_header
+from inarch.weights.header import Stamp, TensorInfo, changed, read_header, refuse_changed
 
 # diffusers keeps a model's settings beside `diffusion_pytorch_model.safetensors`.
 _MODEL = "diffusion_pytorch_model"
@@ -43,7 +43,8 @@ class WeightsHeader:
         self.used: set[str] = set()
         # Writers leave any order, and processes with copies of their own must agree on one.
         self._tensors = dict(sorted(header.tensors.items()))
-        self.stamp = stamp_of(path.stat())
+        self.stamp = header.stamp
+        self._fingerprint = ""
         self._open: dict[str, Any] = {}
 
     def keys(self) -> list[str]:
@@ -77,31 +78,32 @@ class WeightsHeader:
             InarchError: IA201 where the file went since it was opened, IA202 where it changed.
         """
         self.info(key)
+        refuse_changed(self.path, self.stamp)
         try:
-            if stamp_of(self.path.stat()) != self.stamp:
-                raise OSError("its size or the time it was written differs")
             place = str(device)
             if place not in self._open:  # opening parses the whole header once more
                 self._open[place] = safe_open(self.path, framework="pt", device=place)
             return self._open[place].get_tensor(key).to(dtype=dtype)
         except (OSError, SafetensorError) as error:
-            raise self.changed(error) from error
+            raise changed(self.path, error) from error
 
-    def changed(self, error: Exception) -> InarchError:
-        """The error for a file that is not what it was when its header was read."""
-        gone = not self.path.exists()
-        return InarchError(
-            "IA201" if gone else "IA202",
-            f"`{self.path.name}` {'is gone' if gone else 'changed'} since its header was read",
-            where=str(self.path),
-            why=str(error).splitlines()[0],
-            remedy="put the file back and adapt again; nothing was changed",
-        )
+    def fingerprint(self) -> str:
+        """What identifies its tensors, wherever the file lies.
+
+        Raises:
+            InarchError: IA201 where the file went before it was first asked for, IA202 where it
+                changed.
+        """
+        if not self._fingerprint:
+            refuse_changed(self.path, self.stamp)
+            self._fingerprint = fingerprint([(self.path, self._tensors)])
+        return self._fingerprint
 
     def of(self, path: Path, stamp: Stamp) -> Self:
         """The header of another file, whose header and settings were found to be the same."""
         twin = copy.copy(self)
         twin.path, twin.stamp, twin.used, twin._open = path, stamp, set(self.used), {}
+        twin._fingerprint = ""
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,14 +113,6 @@ class WeightsHeader:
     def close(self) -> None:
         """Let go of the file; reading on opens it again."""
         self._open.clear()
-
-
-Stamp = tuple[int, int, int]
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """What tells a file from another that was put in its place."""
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_adapter(path: str | Path) -> WeightsHeader:

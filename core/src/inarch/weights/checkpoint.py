@@ -15,7 +15,7 @@ from inarch.errors import InarchError
 from inarch.identity import fingerprint
 from inarch.plugins import index, load_object
 from inarch.weights.files import weights_of
-from inarch.weights.header import PICKLES, Header, TensorInfo, read_header
+from inarch.weights.header import PICKLES, Header, TensorInfo, read_header, refuse_changed
 from inarch.weights.mapped import MappedFile
 
 if TYPE_CHECKING:
@@ -210,6 +210,8 @@ class FolderCheckpoint:
 
     @cached_property
     def _fingerprint(self) -> str:
+        for header in self._headers:
+            refuse_changed(header.path, header.stamp)
         return fingerprint((header.path, header.tensors) for header in self._headers)
 
 

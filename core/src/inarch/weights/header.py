@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from inarch.errors import InarchError
 from inarch.layout import PICKLES, read_layout, refuse_pickle
 
 __all__ = ["DTYPES", "PICKLES", "Header", "TensorInfo", "read_header", "refuse_pickle"]
+
+Stamp = tuple[int, int, int]
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """What tells a file from another that was put in its place."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def changed(path: Path, error: Exception) -> InarchError:
+    """The error for a file that is not what it was when its header was read."""
+    gone = not path.exists()
+    return InarchError(
+        "IA201" if gone else "IA202",
+        f"`{path.name}` {'is gone' if gone else 'changed'} since its header was read",
+        where=str(path),
+        why=str(error).splitlines()[0],
+        remedy="put the file back, or read what is there from the beginning; nothing was changed",
+    )
+
+
+def refuse_changed(path: Path, stamp: Stamp) -> None:
+    """Refuse a file that is not what it was when its header was read.
+
+    Raises:
+        InarchError: IA201 where it is gone, IA202 where it is another.
+    """
+    try:
+        if stamp_of(path.stat()) != stamp:
+            raise OSError("its size or the time it was written differs")
+    except OSError as error:
+        raise changed(path, error) from None
+
 
 DTYPES = {
     "F64": torch.float64,
@@ -46,11 +81,12 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A safetensors file's header."""
+    """A safetensors file's header, and what the file was when it was read."""
 
     path: Path
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    stamp: Stamp
 
 
 def read_header(path: Path) -> Header:
@@ -60,8 +96,9 @@ def read_header(path: Path) -> Header:
         InarchError: as `read_layout`.
     """
     layout = read_layout(path)
+    stamp = stamp_of(path.stat())
     tensors = {
         name: TensorInfo(placed.shape, DTYPES[placed.kind], placed.kind, placed.span)
         for name, placed in layout.tensors.items()
     }
-    return Header(path, tensors, layout.metadata)
+    return Header(path, tensors, layout.metadata, stamp)

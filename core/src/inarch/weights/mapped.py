@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inarch.errors import InarchError
-from inarch.weights.header import Header
+from inarch.weights.header import Header, refuse_changed
 
 
 class MappedFile:
@@ -24,21 +23,14 @@ class MappedFile:
         header: of the file, as it was read.
 
     Raises:
-        InarchError: IA202 where the file has another size by now.
+        InarchError: IA201 where the file is gone by now, IA202 where it is another.
     """
 
     def __init__(self, header: Header) -> None:
-        path, spans = header.path, [info.span[1] for info in header.tensors.values()]
+        path, size = header.path, header.stamp[1]
+        refuse_changed(path, header.stamp)
         with path.open("rb") as file:
             self._start = 8 + int.from_bytes(file.read(8), "little")
-            size = os.fstat(file.fileno()).st_size
-        if size != self._start + max(spans, default=0):
-            raise InarchError(
-                "IA202",
-                f"`{path.name}` changed since its header was read",
-                where=str(path),
-                remedy="load the checkpoint again",
-            )
         self._infos = header.tensors
         self._bytes = torch.UntypedStorage.from_file(str(path), False, size)
 

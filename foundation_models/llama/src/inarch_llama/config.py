@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -37,17 +37,20 @@ _FOREIGN = (
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 
 
+Size = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class LlamaConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The sizes and settings of a Llama or Mistral."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Annotated[int, msgspec.Meta(ge=0)]
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    max_position_embeddings: Size
     rms_norm_eps: float
     hidden_act: str = "silu"
     attention_bias: bool = False

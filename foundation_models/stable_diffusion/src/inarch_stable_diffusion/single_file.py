@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inarch.errors import InarchError
 from inarch.weights import MappedFile, TensorInfo, fingerprint, read_header
+from inarch.weights.header import refuse_changed
 from inarch_clip.tokens import ClipTokenizer, has_tokenizer
 from inarch_stable_diffusion import inferred
 from inarch_stable_diffusion.checkpoint import PipelineCheckpoint
@@ -112,6 +113,11 @@ class SingleFile(PipelineCheckpoint):
         return {**vars(self), "_file": None}
 
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        refuse_changed(self.path, self._header.stamp)
         return fingerprint([(self.path, self.infos)])
 
     @cached_property

@@ -17,6 +17,7 @@ from torch import Tensor
 from inarch.errors import InarchError
 from inarch.nn.tokenizer import Tokenizer
 from inarch.weights import TensorInfo, combined, sample_offsets
+from inarch.weights.header import refuse_changed, stamp_of
 from inarch_gguf import architecture
 from inarch_gguf.tokenizer import tokenizer_of
 
@@ -47,6 +48,7 @@ class GGUFCheckpoint:
             raise self._broken("it has no tensor token_embd.weight")
         shapes = {name: t.shape for name, t in found.items()}
         self._config = architecture.config(self._fields, shapes, str(path))
+        self._stamp = stamp_of(path.stat())
         factors = found.pop(architecture.ROPE_FACTORS, None)
         table = architecture.names(self._config["num_hidden_layers"])
         self._stored = {table.get(name, name): stored for name, stored in found.items()}
@@ -118,6 +120,7 @@ class GGUFCheckpoint:
 
     @cached_property
     def _fingerprint(self) -> str:
+        refuse_changed(self.path, self._stamp)
         digests: list[tuple[str, bytes]] = []
         with self.path.open("rb") as file:
             for name, stored in self._stored.items():
