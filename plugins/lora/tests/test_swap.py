@@ -200,6 +200,46 @@ def test_layers_a_file_lacks_are_empty_and_layers_a_slot_lacks_are_named(
     torch.testing.assert_close(wide(ids), expected, rtol=1e-5, atol=1e-5)
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"rank": 2},
+    "wide": {"rank": 70},
+    "query": {"rank": 2, "targets": ["attention.query"]},
+    "dora": {"rank": 2, "use_dora": True},
+    "bias": {"rank": 2, "bias": "all"},
+    "pissa": {"rank": 2, "start": "pissa"},
+    "loha": {"rank": 2, "algorithm": "loha"},
+    "loha of another alpha": {"rank": 2, "alpha": 5, "algorithm": "loha"},
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "room"),
+    [
+        ("plain", "wide", {"capacity": 1024}),
+        ("plain", "query", {"capacity": 64}),
+        ("query", "plain", {"capacity": 64, "covers": ["attention.*", "mlp.*"]}),
+        ("query", "dora", None),
+        ("bias", "query", None),
+        ("plain", "pissa", None),
+        ("loha", "loha of another alpha", None),
+    ],
+)
+def test_room_is_advised_only_where_it_would_be_enough(
+    llamas: tuple[Any, Model], tmp_path: Path, first: str, second: str, room: Any
+) -> None:
+    base = llamas[1]
+    files = [saved(base, tmp_path / kind, **KINDS[kind]) for kind in (first, second)]
+    model = base.adapt(inarch.adapter("lora", weights=files[0]))
+    with pytest.raises(InarchError) as caught:
+        model.swap("lora", files[1])
+    assert caught.value.code == "IA498"
+    told = ", ".join(f"{n}={v if n == 'capacity' else '[...]'}" for n, v in (room or {}).items())
+    assert ("capacity" in caught.value.remedy) is bool(room)
+    assert told in caught.value.remedy
+    if room:
+        base.adapt(inarch.adapter("lora", weights=files[0], **room)).swap("lora", files[1])
+
+
 def test_a_rank_above_the_capacity_is_refused_with_the_capacity_it_needs(
     llamas: tuple[Any, Model], files: list[Path]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,3 +121,18 @@ def test_neither_has_a_scale_nor_can_be_merged(llamas: tuple[Any, Any]) -> None:
             ours.adapt(inarch.adapter(use, scale=0.5))
         with pytest.raises(InarchError, match="can't be merged"):
             ours.adapt(inarch.adapter(use)).merge()
+
+
+def test_a_swap_of_more_tokens_says_in_few_words_what_would_differ(
+    llamas: tuple[Any, Any], tmp_path: Path
+) -> None:
+    _, ours = llamas
+    files = [
+        ours.adapt(inarch.adapter("prefix", tokens=n)).save_adapter("prefix", tmp_path / f"{n}")
+        for n in (3, 5)
+    ]
+    model = ours.adapt(inarch.adapter("prefix", weights=files[0]))
+    with pytest.raises(InarchError) as caught:
+        model.swap("prefix", files[1])
+    assert caught.value.code == "IA498"
+    assert "would be later(by=5), not later(by=3)" in caught.value.why

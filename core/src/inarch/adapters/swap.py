@@ -19,25 +19,29 @@ from inarch.adapters.asks import METADATA, disagreements
 from inarch.adapters.edge import Edge
 from inarch.adapters.flat import Flat, Key
 from inarch.adapters.graft import Draft, draft_of, installed
-from inarch.adapters.memory import Place, Store, key_of, materialise, parameters, parts
+from inarch.adapters.memory import Place, Store, materialise, parts
+from inarch.adapters.mismatch import (
+    by_key,
+    from_file,
+    mismatches,
+    modules_of_both,
+    no_swap,
+    unlike,
+    with_room,
+)
 from inarch.adapters.pattern import Buffers, Pattern, Settings, pattern_of
 from inarch.adapters.slot import Content, Slot
 from inarch.errors import InarchError
 from inarch.plugins.wanted import located
-from inarch.tree import Chain, Edit
-from inarch.tree.generate import structure
-from inarch.tree.program import Registry, adopt
+from inarch.tree import Edit
 
 if TYPE_CHECKING:
     from inarch.adapters.member import Member
     from inarch.adapters.model import Model
     from inarch.stack import AdapterSpec
 
-_OWN = frozenset({*vars(nn.Module()), "strength", "_compiled_call_impl"})
 _WHOLE = frozenset({nn.Parameter, Tensor})
 _PATTERNS = 4
-_NOTHING_THERE = "and the adapter has nothing there"
-_CHAIN = frozenset({"form", "program", "interface", "forward", "ties"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,20 +123,18 @@ def prepared(model: Model, member: Member, weights: str | Path) -> Filling:
             _refuse_disagreement(model, member, like)
             return _filling(member, like, known.flats(like), known.buffers, known.settings)
     draft = _draft(model, member, weights)
-    own, theirs = _by_key(member.edits), _by_key(draft.edits)
-    facts = [*_outlines(member, draft), *_missing(own, theirs)]
-    for key in [key for key in own if key in theirs] if not facts else ():
-        facts += differences(own[key], theirs[key])
+    own, theirs = by_key(member.edits), by_key(draft.edits)
+    facts = mismatches(member.adapter, member.edits, draft)
     if facts:
-        raise _no_swap(member, facts, str(weights))
+        raise no_swap(member, facts, str(weights), with_room(model, member.spec, draft.spec))
     _refuse_disagreement(model, member, draft)
     flats = materialise(draft.edits, model.sites, draft.header, like=member.slot.flats)
     if draft.header is not None:
         draft.header.close()
-    facts = [fact for key in theirs for fact in _unlike(own[key], theirs[key])]
+    facts = [fact for key in theirs for fact in unlike(own[key], theirs[key])]
     if facts:
-        raise _no_swap(member, facts, str(weights))
-    beside = _beside([pair for key in theirs for pair in _modules(own[key], theirs[key])])
+        raise no_swap(member, facts, str(weights))
+    beside = _beside([pair for key in theirs for pair in modules_of_both(own[key], theirs[key])])
     _know(member.slot, pattern_of(draft, model, member, flats, *beside))
     return _filling(member, draft, flats, *beside)
 
@@ -141,9 +143,9 @@ def _beside(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> tuple[Buffers, Sett
     """What modules are to take over from others that isn't in the adapter's memory."""
     buffers = [one for old, new in pairs for one in _buffers(old, new)]
     settings = [
-        (old, {name: getattr(new, name) for name in _from_file(old)})
+        (old, {name: getattr(new, name) for name in from_file(old)})
         for old, new in pairs
-        if _from_file(old)
+        if from_file(old)
     ]
     return buffers, settings
 
@@ -206,7 +208,7 @@ def put_in(filling: Filling, member: Member) -> None:
     """
     if filling.slot is not member.slot:
         why = ["these weights were prepared for another adapter, whose modules are others"]
-        raise _no_swap(member, why, filling.content.weights or "")
+        raise no_swap(member, why, filling.content.weights or "")
     tensors = [move.tensors() for move in filling.moves]
     if (
         member.merged
@@ -234,7 +236,7 @@ def _draft(model: Model, member: Member, weights: str | Path) -> Draft:
     entry, _ = located(spec, listed, model.family)
     if entry.id != member.kind:
         why = f"`{told}` are weights of {entry.id}, and it is of kind {member.kind}"
-        raise _no_swap(member, [why], told)
+        raise no_swap(member, [why], told)
     return draft_of(spec, model)
 
 
@@ -244,90 +246,17 @@ def _spec(member: Member, use: str, weights: str | None) -> AdapterSpec:
     return replace(member.asked, options=options, use=use, weights=weights, where="")
 
 
-def _by_key(edits: Sequence[Edit]) -> dict[Key, Edit]:
-    return {key_of(edit): edit for edit in edits}
-
-
 def _refuse_fixed(member: Member) -> None:
     """Refuse where an adapter's tensors aren't what the model runs, or aren't whole."""
     if member.merged:
-        raise _no_swap(member, ["the model's weights hold it as it was merged"], "")
+        raise no_swap(member, ["the model's weights hold it as it was merged"], "")
     if member.inner is not None:
-        raise _no_swap(member, ["other adapters stand in the tree that it brings"], "")
+        raise no_swap(member, ["other adapters stand in the tree that it brings"], "")
     for key, place in member.slot.places.items():
         kind = type(place.store[place.name])
         if kind not in _WHOLE:
             why = f"{key[0]}: its {key[3]} is a {kind.__name__}, no whole tensor"
-            raise _no_swap(member, [why], "")
-
-
-def _outlines(member: Member, draft: Draft) -> Iterator[str]:
-    """What the adapters themselves say of the model's inputs and words."""
-    old, new = member.adapter, draft.adapter
-    if list(old.inputs()) != list(new.inputs()):
-        asked = [", ".join(i.name for i in a.inputs()) or "none" for a in (new, old)]
-        yield f"its inputs would be {asked[0]} in place of {asked[1]}"
-    if list(old.learned()) != list(new.learned()):
-        yield "it would teach other words, which have ids in the model"
-
-
-def _missing(own: Mapping[Key, Edit], theirs: Mapping[Key, Edit]) -> Iterator[str]:
-    for key in theirs:
-        if key not in own:
-            yield f"the file adapts {key[0]} ({key[1]}), {_NOTHING_THERE}"
-    for key, edit in own.items():
-        names = {name for name, *_ in parameters(edit)}
-        if key not in theirs and (not names or names - {*edit.padded}):
-            yield f"the file has nothing for {key[0]} ({key[1]})"
-
-
-def differences(old: Edit, new: Edit) -> Iterator[str]:
-    """What a swap can't bring from one edit to the other, both at one address and of one kind."""
-    at = old.address or ", ".join(old.names)
-    shapes = [{n: tuple(p.shape) for n, _, _, p in parameters(edit)} for edit in (old, new)]
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        first, second = (each.get(name) for each in shapes)
-        if first != second:
-            told = [list(shape) if shape else "absent" for shape in (second, first)]
-            yield f"{at}: {name} is {told[0]}, and the adapter's is {told[1]}"
-    if shapes[0] != shapes[1]:
-        return
-    for name in ("inputs", "reads", "export", "label", "kin"):
-        if getattr(old, name) != getattr(new, name):
-            yield f"{at}: its {name} would be {getattr(new, name)}, not {getattr(old, name)}"
-    (program, modules), (other, others) = _program(old), _program(new)
-    if program != other or list(modules) != list(others):
-        yield f"{at}: what stands there would be {other}, not {program}"
-        return
-    for label, module in modules.items():
-        if structure(module) != structure(others[label]):
-            kinds = [type(m).__name__ for m in (others[label], module)]
-            yield f"{at}: its {kinds[0]} is built otherwise than the adapter's {kinds[1]}"
-
-
-def _program(edit: Edit) -> tuple[Any, dict[str, nn.Module]]:
-    """An edit's step as a program, and the modules in it by name."""
-    modules: dict[str, Any] = {}
-    return adopt(edit.step, Registry(frozenset(), modules.__setitem__, prefix="its")), modules
-
-
-def _unlike(old: Edit, new: Edit) -> Iterator[str]:
-    """Settings of modules, once they stand beside the base, that a file doesn't bring."""
-    for one, two in _modules(old, new):
-        skipped = {*_OWN, *_from_file(one), *(_CHAIN if isinstance(one, Chain) else ())}
-        first, second = (
-            {name: value for name, value in vars(m).items() if name not in skipped}
-            for m in (one, two)
-        )
-        for name in sorted(first.keys() | second.keys()):
-            own, other = first.get(name), second.get(name)
-            if own is not other and (isinstance(own, Tensor) or own != other):
-                yield f"{old.address}: its {name} is {other}, and the adapter's is {own}"
-
-
-def _modules(old: Edit, new: Edit) -> Iterator[tuple[nn.Module, nn.Module]]:
-    for (_, one), (_, two) in zip(parts(old), parts(new), strict=True):
-        yield from zip(one.modules(), two.modules(), strict=True)
+            raise no_swap(member, [why], "")
 
 
 def _modules_of(edits: Sequence[Edit]) -> Iterator[nn.Module]:
@@ -336,32 +265,9 @@ def _modules_of(edits: Sequence[Edit]) -> Iterator[nn.Module]:
             yield from part.modules()
 
 
-def _from_file(module: nn.Module) -> tuple[str, ...]:
-    return getattr(type(module), "from_file", ())
-
-
 def _buffers(old: nn.Module, new: nn.Module) -> Iterator[tuple[Store, str, Tensor]]:
     """A module's buffers, and what they are in another; those of edges are in the memory."""
     for name in old._buffers if not isinstance(old, Edge) else ():
         value = new._buffers.get(name)
         if value is not None:
             yield old._buffers, name, value
-
-
-def _no_swap(member: Member, facts: Sequence[str], weights: str) -> InarchError:
-    more = [f"and {len(facts) - 6} more"] if len(facts) > 6 else []
-    options, room = member.adapter.options, f'inarch.adapter("{member.kind}", ..., '
-    remedy = f'make another model: model.without("{member.name}").adapt(...)'
-    if member.merged:
-        remedy = "swap it in the model that was merged, and merge that again"
-    elif getattr(options, "capacity", 0) is None and not any("absent" in f for f in facts):
-        remedy = f"make it with room for both: {room}capacity=64)"
-    elif hasattr(options, "covers") and any(_NOTHING_THERE in fact for fact in facts):
-        remedy = f"make it with room for both: {room}capacity={options.capacity}, covers=[...])"
-    return InarchError(
-        "IA498",
-        f"the adapter `{member.name}` can't hold these weights in place",
-        where=weights,
-        why="\n".join([*facts[:6], *more]),
-        remedy=remedy,
-    )
