@@ -179,6 +179,7 @@ def test_adapters_leave_a_model_of_two_processes_but_where_weights_hold_them(
                 assert given == "IA108"
             else:
                 assert close(given, model.without(name)(ids()))
+        assert ("`fsdp` generates no text" in result["generates"]) == (case[2] == "fsdp")
         if case[1] == "several":
             assert result["together"] == [case[2] != "fsdp"] * 14
 

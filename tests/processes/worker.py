@@ -118,7 +118,10 @@ def unsaved(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
 
 
 def fewer(label: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
-    """Logits without each adapter, or the code of the refusal, and which terms ran together."""
+    """Logits without each adapter, or the code of the refusal, and which terms ran together.
+
+    And with what words text is refused, if it is.
+    """
     model = spread(scenes.adapted(label, stack), plan)
     found: dict[str, Any] = {}
     with torch.no_grad():
@@ -130,7 +133,13 @@ def fewer(label: str, stack: str, plan: str, _folder: Path) -> dict[str, Any]:
         model(scenes.ids())
     calls = [call for chain in model.tree.modules() for call in vars(chain).values()]
     banks = [call.bank for call in calls if type(call).__name__ == "JointLoRA"]
-    return {"without": found, "together": [bank is not None for bank in banks]}
+    refusal = ""
+    try:
+        list(model.generate_ids(scenes.ids().tolist(), max_new_tokens=2))
+    except InarchError as error:
+        refusal = error.what
+    together = [bank is not None for bank in banks]
+    return {"without": found, "together": together, "generates": refusal}
 
 
 def counted(label: str, stack: str, plan: str, _folder: Path) -> dict[str, int]:

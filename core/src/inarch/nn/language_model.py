@@ -162,7 +162,7 @@ class LanguageModel(Model):
             The text without the prompt; a list of texts for a list; an iterator when streaming.
 
         Raises:
-            InarchError: IA501 to IA506, IA512; IA403 and IA513 for `adapters`.
+            InarchError: IA501 to IA506, IA512; IA403 and IA513 for `adapters`; IA108 after `fsdp`.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         self._tokenizer()
@@ -250,6 +250,13 @@ class LanguageModel(Model):
                 f"max_new_tokens must be an integer, at least 1, not {max_new_tokens!r}",
                 where="max_new_tokens",
                 remedy="max_new_tokens=64",
+            )
+        if self.layout is not None and self.layout.fixed:
+            raise InarchError(
+                "IA108",
+                "a model that was sharded with `fsdp` generates no text",
+                why="that takes a tree with room for keys and values, made of the model's own",
+                remedy='inarch.shard(model, "tensor"), or "replicate"',
             )
         attention = tuple(site.address for site in self.sites.find(["attention.attend"]))
         generation = Generation(
