@@ -183,3 +183,30 @@ def test_saving_what_began_so_in_a_format_that_can_t_say_it_is_refused(tmp_path:
     with pytest.raises(inarch.InarchError) as caught:
         adapted.save_adapter("lora", tmp_path / "out")
     assert caught.value.code == "IA408"
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_head_that_peft_saves_less_what_it_began_with_is_read(
+    llamas: tuple[Any, Model], ids: Tensor, tmp_path: Path, start: str
+) -> None:
+    base, ours = llamas
+    config = peft.LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=start)
+    theirs = peft.get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 if parameter.requires_grad else 0.0)
+    theirs.save_pretrained(tmp_path)
+    found = ours.adapt(inarch.adapter("lora", weights=tmp_path))
+    torch.testing.assert_close(found(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_from_a_tied_weight_is_refused(llamas: tuple[Any, Model], tmp_path: Path) -> None:
+    base, _ = llamas
+    base.config.tie_word_embeddings = True
+    base.tie_weights()
+    base.save_pretrained(tmp_path)
+    tied = inarch.load(tmp_path)
+    with pytest.raises(inarch.InarchError) as caught:
+        tied.adapt(inarch.adapter("lora", start="pissa", targets=["lm_head"]))
+    assert (caught.value.code, "embed_tokens" in caught.value.why) == ("IA427", True)
+    assert tied.adapt(inarch.adapter("lora", start="pissa")).adapters.names == ("lora",)

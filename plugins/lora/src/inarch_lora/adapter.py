@@ -57,6 +57,7 @@ class LoRA(Adapter):
             _check_targets(reading, sites, str(weights.path))
         self.saved = writing.Saved.of(reading, sites, self.options.format)
         terms, twins = list(reading.terms), Twins(layers)
+        _refuse_tied([term for term in terms if term.start], sites)
         if self.options.capacity is not None:
             terms = roomy(terms, self.options.capacity, self.options.covers, sites, self.name)
         for term in _scaled(terms, self.options.block_scales, self.name):
@@ -113,6 +114,29 @@ def _check_targets(reading: Reading, sites: SiteView, where: str) -> None:
             why=", ".join(absent[:4]) + (", ..." if len(absent) > 4 else ""),
             remedy="put the adapter_config.json beside it that it was saved with",
         )
+
+
+def _refuse_tied(started: Sequence[Term], sites: SiteView) -> None:
+    """PEFT takes what such a term starts from out of the weight, and so out of every layer of it.
+
+    Raises:
+        InarchError: IA427.
+    """
+    for term in started:
+        weight = getattr(sites.all[term.address].module, "weight", None)
+        tied = [
+            address
+            for address, site in sites.all.items()
+            if address != term.address and getattr(site.module, "weight", None) is weight
+        ]
+        if weight is not None and tied:
+            raise InarchError(
+                "IA427",
+                f"the {term.start} of `{term.address}` starts from a weight that is tied",
+                where=term.key or term.address,
+                why=f"PEFT takes it out of `{tied[0]}` too, where this adapter has nothing",
+                remedy="leave the layer out, or train a plain LoRA there",
+            )
 
 
 def _scaled(terms: Iterable[Term], scales: Mapping[str, float], adapter: str) -> Iterable[Term]:

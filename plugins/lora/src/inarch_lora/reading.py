@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from msgspec.structs import replace
+from torch.nn import Embedding
 
 from inarch.adapters import SiteView
 from inarch.errors import InarchError
@@ -74,6 +75,8 @@ def read(weights: WeightsHeader, sites: SiteView, alpha: float | None = None) ->
 def _copies_base(key: str, names: Names, sites: SiteView, weights: WeightsHeader) -> bool:
     """Whether a key is the base's own weight, which PEFT saves with adapted embeddings.
 
+    A head that an adapter starts from is saved less what it started from, which is made again here.
+
     Raises:
         InarchError: IA410 where it is another than this base's.
     """
@@ -84,6 +87,8 @@ def _copies_base(key: str, names: Names, sites: SiteView, weights: WeightsHeader
     if own is None:
         return False
     saved = weights.read(key)
+    if peft_format.start(weights.settings) and not isinstance(sites.all[address].module, Embedding):
+        return True
     kind = min(saved.dtype, own.dtype, key=lambda dtype: dtype.itemsize)
     if not own.is_meta and not torch.equal(saved.to(kind), own.detach().cpu().to(kind)):
         raise InarchError(
