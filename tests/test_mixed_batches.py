@@ -15,6 +15,7 @@ import inarch
 from inarch.errors import InarchError
 from inarch.nn.sampling import Sampling
 from inarch.testing import tiny_models
+from inarch.testing.compiling import counting_compiler
 from inarch.testing.subject import inputs_of, trained
 
 SPECS = {
@@ -122,6 +123,17 @@ def test_rows_of_a_packed_model_are_those_of_one_that_isn_t() -> None:
         mixed = model.packed().rows([row or None for row in rows])
         torch.testing.assert_close(mixed(ids, mask), expected, rtol=1e-5, atol=1e-5)
     assert mixed.tree.model.layers[0].self_attn.packs
+
+
+@pytest.mark.parametrize("name", ROWWISE)
+def test_a_model_of_rows_compiles_as_one_graph(model: Any, name: str) -> None:
+    mixed = model.rows([name, None, ("a", name) if name != "a" else "b"])
+    ids = torch.tensor(PROMPTS[:1] * 3)
+    given = {"positions": torch.arange(ids.shape[1])[None], "mask": None}
+    with counting_compiler(), torch.no_grad():
+        expected = mixed.tree(ids, **given)
+        got = torch.compile(mixed.tree, fullgraph=True)(ids, **given)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_order_of_names_in_a_row_means_nothing(model: Any) -> None:

@@ -6,12 +6,12 @@ Rows are chosen and put back, never multiplied by nought, so what is no number s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inarch.errors import InarchError
+from inarch.tree.signature import of_module
 
 
 class RowEdge(nn.Module):
@@ -65,16 +65,14 @@ class RowEdge(nn.Module):
 class RowTerm(RowEdge):
     """For an `add` edit: a term in some rows of a sum."""
 
+    def __init__(self, edge: nn.Module, rows: Iterable[int], count: int) -> None:
+        super().__init__(edge, rows, count)
+        self.adds = of_module(edge).plus  # read once: a compiler would go through the reading
+
     def forward(self, x: Tensor, *, plus: Tensor) -> Tensor:
         x, plus = self.batch(x), self.batch(plus)
         own, total = self.own(x), self.own(plus)
-        return self.put(plus, _added(self.edge, own, total))
-
-
-def _added(edge: Any, x: Tensor, plus: Tensor) -> Tensor:
-    from inarch.tree.signature import of_module
-
-    return edge(x, plus=plus) if of_module(edge).plus else plus + edge(x)
+        return self.put(plus, self.edge(own, plus=total) if self.adds else total + self.edge(own))
 
 
 class RowFactor(RowEdge):
