@@ -73,6 +73,25 @@ def test_the_users_scale_acts_in_the_norm_as_peft_s_does(
     torch.testing.assert_close(adapted.tree(x), theirs.eval()(x), rtol=1e-6, atol=1e-6)
 
 
+def test_what_is_kept_of_a_forward_under_autocast_serves_no_other(
+    layered: tuple[Any, ...], tmp_path: Path
+) -> None:
+    _, adapted, x = peft_dora(layered, tmp_path)
+
+    def cast() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return adapted.tree(x)
+
+    with torch.no_grad():
+        first = cast()
+        plain = adapted.tree(x)
+        adapted.adapters["lora"].scale = 0.5
+        adapted.tree(x)
+        adapted.adapters["lora"].scale = 1.0
+        assert torch.equal(adapted.tree(x), plain)
+        assert torch.equal(cast(), first)
+
+
 def test_an_untrained_one_is_a_bitwise_no_op(layered: tuple[Any, ...]) -> None:
     _, _, ours, x = layered
     adapted = ours.adapt(inarch.adapter("lora", targets=["layer"], rank=4, use_dora=True))

@@ -27,15 +27,21 @@ from inarch_lora.edges.site import squares
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """A norm and what it was made of: tensors, their versions, where they lay, what lay there."""
+    """A norm and what it was made of: tensors, their versions, where they lay, what lay there.
+
+    And in which dtype: autocast rounds B A, so a norm made under it serves nothing without it.
+    """
 
     of: tuple[tuple[Tensor, int, int, Tensor], ...]
     strength: float | Tensor
+    cast: torch.dtype | None
     norm: Tensor
 
-    def stands(self, held: Sequence[Tensor], strength: float | Tensor) -> bool:
+    def stands(
+        self, held: Sequence[Tensor], strength: float | Tensor, cast: torch.dtype | None
+    ) -> bool:
         """Whether the same would be made again, which every process must answer alike."""
-        return strength == self.strength and all(
+        return (strength, cast) == (self.strength, self.cast) and all(
             value is old and value._version == version and value.data_ptr() == place
             for value, (old, version, place, _) in zip(held, self.of, strict=True)
         )
@@ -57,6 +63,12 @@ class _Memory:
 def _marked(value: Tensor) -> bool:
     """Whether a change of it leaves a trace."""
     return type(value) is nn.Parameter and not value.is_inference() and not value.is_meta
+
+
+def _cast(value: Tensor) -> torch.dtype | None:
+    """What autocast makes of a product on the device of a value; None without autocast."""
+    kind = value.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class DoRAEdge(LoRAEdge):
@@ -156,14 +168,14 @@ class DoRAEdge(LoRAEdge):
         if learning or gathering() or not all(map(_marked, held)):
             memory.kept = None
             return self._norm(strength).detach()
-        kept = memory.kept  # another thread may put another there
-        if kept is not None and kept.stands(held, strength):
+        kept, cast = memory.kept, _cast(held[0])  # another thread may put another there
+        if kept is not None and kept.stands(held, strength, cast):
             return kept.norm
         marks = tuple((v, v._version, v.data_ptr(), v.detach()) for v in held)
         with torch.no_grad(), torch.inference_mode(False):
             norm = self._norm(strength)
         if type(norm) is Tensor:  # and not traced, or counted without data
-            memory.kept = _Kept(marks, strength, norm)
+            memory.kept = _Kept(marks, strength, cast, norm)
         return norm
 
     def deltas(self) -> dict[str, Tensor]:
