@@ -46,6 +46,7 @@ TRAINED = [
     (GROUPED, "dropped", "replicate then tensor"),
     (GROUPED, "dropped", "tensor then fsdp then tensor"),
 ]
+STRANGE = [(GROUPED, "lora", plan) for plan in ("tensor", "replicate")]
 
 pytestmark = pytest.mark.xdist_group("two processes")
 
@@ -66,6 +67,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
         ("unsaved", GROUPED, "formless", "tensor"),
         *(("inside", *one) for one in INSIDE),
         *(("trained", *one) for one in TRAINED),
+        *(("strange", *one) for one in STRANGE),
     ]
     return asked_of(2, tasks, folder)
 
@@ -224,6 +226,19 @@ def test_an_adapter_that_lies_in_one_of_the_processes_is_trained(
     assert result["losses"] == pytest.approx(losses, abs=1e-5)
     for name, parameter in model.adapters["mine"].parameters().items():
         assert close(result["parameters"][name], parameter), name
+
+
+@pytest.mark.parametrize("case", STRANGE, ids=name_of)
+def test_processes_of_other_weights_or_examples_are_refused_in_all(
+    case: tuple[str, str, str], found: list[dict[str, Any]]
+) -> None:
+    for one in found:
+        result = one[f"strange-{name_of(case)}"]
+        assert result["told"] == [
+            "IA880 the processes have other weights",
+            "IA601 the processes have other examples",
+        ]
+        assert not result["left"]
 
 
 def test_what_cant_be_saved_is_refused_in_both(found: list[dict[str, Any]]) -> None:

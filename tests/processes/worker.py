@@ -107,6 +107,26 @@ def trained(label: str, stack: str, plans: str, folder: Path) -> dict[str, Any]:
     return {"losses": losses, "parameters": whole}
 
 
+def strange(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
+    """How other weights in one process, and other examples, are refused in both."""
+    other = scenes.adapted(label, stack)
+    with torch.no_grad():
+        next(other.trees[""].parameters()).add_(dist.get_rank())
+    examples = scenes.examples()[dist.get_rank() :]
+    told: list[str] = []
+    for work in (
+        lambda: spread(other, plan),
+        lambda: train(
+            spread(scenes.adapted(label, stack), plan), examples, adapter="mine", out=folder
+        ),
+    ):
+        try:
+            work()
+        except InarchError as error:
+            told.append(f"{error.code} {error.what}")
+    return {"told": told, "left": folder.exists()}
+
+
 def unsaved(label: str, stack: str, plan: str, folder: Path) -> dict[str, Any]:
     """The code with which a file that can't be is refused, in every process."""
     model = spread(scenes.adapted(label, stack), plan)
@@ -271,6 +291,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 TASKS = {
+    "strange": strange,
     "trained": trained,
     "unsaved": unsaved,
     "alike": alike,

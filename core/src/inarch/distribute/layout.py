@@ -129,6 +129,10 @@ class Spread:
             if parameter.grad is not None:
                 local(parameter.grad).mul_(share.to(parameter.grad.dtype))
 
+    def alike(self, value: object) -> bool:
+        """Whether every process has an equal value; all ask at once."""
+        return alike(value, [mesh for mesh in (self.data, self.tensor) if mesh is not None])
+
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all ask at once."""
         value = torch.tensor(float(flag), device=self._device())
@@ -251,6 +255,16 @@ class Spread:
             for name, parameter in module._parameters.items()
             if parameter is not None and name in rule
         }
+
+
+def alike(value: object, meshes: Iterable[DeviceMesh]) -> bool:
+    """Whether every process of some meshes has an equal value, which all of them are told."""
+    same = True  # along the meshes before
+    for mesh in meshes:
+        told: list[object] = [None] * mesh.size()
+        dist.all_gather_object(told, (value, same), group=mesh.get_group())
+        same = all(one == (value, True) for one in told)
+    return same
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from inarch.adapters import Member, Members, Model
-from inarch.distribute.layout import Plan, Spread
+from inarch.distribute.layout import Plan, Spread, alike
 from inarch.distribute.processes import pause_at_exit
 from inarch.distribute.tensor import split_over
 from inarch.errors import InarchError
@@ -57,9 +57,12 @@ def shard(
         raise _refused("the model is sharded already", "", "shard it once, last")
     if plan == "fsdp":  # which shares out each layer's own parameters
         model = model.unpacked()
-    fingerprint = model.fingerprint()
     meshes = [m for m in (data, tensor) if m is not None]
     _as_the_first([p for p in model.parameters() if p.requires_grad], meshes)
+    fingerprint = model.fingerprint()
+    if not alike(fingerprint, meshes):
+        why = f"this one has {fingerprint}, another has not"
+        raise _refused("the processes have other weights", why, "load the same in every process")
     result, placed, grafted = copy.copy(model), {}, None
     if tensor is not None:
         result, placed, grafted = split_over(model, tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import signal
@@ -99,6 +100,7 @@ def train(
     member, folder = model.adapters[adapter], Path(out)
     _refuse_unwritable(folder)
     examples = data if isinstance(data, list) else _read(model, data, max_length)
+    _refuse_other_examples(model, examples)
     with _only(model, adapter):
         parameters = member.parameters()
         optimizer = torch.optim.AdamW(
@@ -220,6 +222,20 @@ def _read(model: LanguageModel, data: str | Path, max_length: int) -> list[Examp
             remedy="put tokenizer.json beside config.json, or pass examples of token ids",
         )
     return read_examples(data, model.tokenizer, max_length=max_length)
+
+
+def _refuse_other_examples(model: LanguageModel, examples: list[Example]) -> None:
+    """Refuse examples that are not those of every process, each of which would train on its own."""
+    if model.layout is None:
+        return
+    digest = hashlib.sha256(repr([(e.ids, e.labels) for e in examples]).encode()).hexdigest()
+    if not model.layout.alike(digest):
+        raise InarchError(
+            "IA601",
+            "the processes have other examples",
+            why=f"this one has {len(examples)}, and another not the same",
+            remedy="give every process the same file",
+        )
 
 
 def _check(**counts: int) -> None:
