@@ -14,6 +14,7 @@ from inarch.errors import InarchError
 from inarch.plugins import index, load_object, locate_checkpoint
 from inarch.weights import blank, check_names, files_of, fill, open_checkpoint, read_ahead
 from inarch.weights.channels import lay_channels_last
+from inarch.weights.device import device_of
 
 if TYPE_CHECKING:
     from inarch.adapters.model import Model
@@ -142,26 +143,6 @@ def _from_hub(name: str) -> Path:
             why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             remedy="check the name and the connection, or pass a local folder",
         ) from error
-
-
-def device_of(device: str | torch.device) -> torch.device:
-    """A device that exists.
-
-    Raises:
-        InarchError: IA209.
-    """
-    try:
-        place = torch.device(device)
-        if place.type != "meta":
-            torch.empty(0, device=place)
-    except Exception as error:  # torch raises RuntimeError, AssertionError or its own, by backend
-        raise InarchError(
-            "IA209",
-            f"the device `{device}` is not to be had",
-            why=str(error).splitlines()[0],
-            remedy='device="cpu"',
-        ) from None
-    return place
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -20,7 +20,7 @@ import torch
 from torch import distributed as dist
 
 from inarch.errors import InarchError
-from inarch.loading import device_of
+from inarch.weights.device import device_of
 
 Value = TypeVar("Value")
 _ABSENT = object()
