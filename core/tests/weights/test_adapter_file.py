@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import inarch.weights.adapter_file as adapter_file
+from inarch.distribute import save_tensors
 from inarch.errors import InarchError
 from inarch.weights import open_adapter
 
@@ -80,3 +83,30 @@ def test_a_header_that_says_what_can_t_be_is_refused(tmp_path: Path, entries: An
     with pytest.raises(InarchError) as caught:
         open_adapter(path)
     assert caught.value.code == "IA202"
+
+
+@pytest.fixture
+def narrow() -> Iterator[None]:
+    """A disk on which no file has room for a thousand bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, tensors: adapter_file.write_adapter(path, tensors, {}),
+        lambda path, tensors: save_tensors(tensors, path),
+    ],
+)
+def test_what_the_disk_has_no_room_for_is_said_of_the_file(
+    tmp_path: Path, write: Callable[[Path, dict[str, torch.Tensor]], None]
+) -> None:
+    path = tmp_path / "mine"
+    with pytest.raises(OSError, match="File too large") as caught:
+        write(path, {"a": torch.zeros(1000)})
+    assert caught.value.filename == str(path)
+    assert [file.name for file in tmp_path.iterdir()] in ([], ["mine"])

@@ -34,8 +34,13 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: str | Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
     given: dict[str, Any] = dict(tensors)
-    with _quietly():
-        dcp.save(given, storage_writer=writer, no_dist=not dist.is_initialized())
+    try:
+        with _quietly():
+            dcp.save(given, storage_writer=writer, no_dist=not dist.is_initialized())
+    except OSError as error:
+        if error.filename is None:  # what a write raises, not what opening does
+            error.filename = str(path)
+        raise
 
 
 def shapes_in(folder: str | Path) -> dict[str, torch.Size]:

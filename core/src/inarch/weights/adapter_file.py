@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -155,13 +158,22 @@ def write_adapter(
         tensors: by their keys.
         about: what `Adapter.write` is told: `base`, `fingerprint` and `asks`, where known.
         more: strings of the format's own for the file's header.
+
+    Raises:
+        OSError: it can't be written, on a full disk say.
     """
     metadata = {"format": "pt", **(more or {})}
     names = {"fingerprint": "base_fingerprint", "base": "base", "asks": "asks"}
     metadata |= {f"inarch.{names[key]}": value for key, value in about.items() if key in names}
     partial = path.with_name(f".{path.name}.partial")
-    save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    try:
+        save_file({k: t.detach().contiguous().cpu() for k, t in tensors.items()}, partial, metadata)
+        partial.replace(path)
+    except SafetensorError as error:  # which is no OSError, and says the system's number in words
+        partial.unlink(missing_ok=True)
+        told = re.search(r"os error (\d+)", str(error))
+        number = int(told[1]) if told else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
