@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _tells() -> bool:
     """Whether this process is the one to tell what is wrong: alone, or for all of torchrun's."""
-    if "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # a store that outlives us
         return True
     from inarch.distribute.processes import tells
 
