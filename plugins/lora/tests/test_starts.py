@@ -210,3 +210,16 @@ def test_a_start_from_a_tied_weight_is_refused(llamas: tuple[Any, Model], tmp_pa
         tied.adapt(inarch.adapter("lora", start="pissa", targets=["lm_head"]))
     assert (caught.value.code, "embed_tokens" in caught.value.why) == ("IA427", True)
     assert tied.adapt(inarch.adapter("lora", start="pissa")).adapters.names == ("lora",)
+
+
+@pytest.mark.parametrize(("layer", "start"), CASES)
+def test_parameters_of_another_dtype_than_the_start_take_it_along(layer: str, start: str) -> None:
+    """As FSDP2 does where it computes in bfloat16: it casts parameters and no buffers."""
+    _, base, x = nets(layer)
+    model = base.adapt(inarch.adapter("lora", rank=3, targets=["mlp.up"], start=start))
+    expected = model.tree(x)
+    for parameter in model.tree.parameters():
+        parameter.data = parameter.data.bfloat16()
+    given = model.tree(x.bfloat16())
+    assert given.dtype is torch.bfloat16
+    torch.testing.assert_close(given.float(), expected, atol=0.05, rtol=0.05)

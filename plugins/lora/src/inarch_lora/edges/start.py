@@ -61,7 +61,9 @@ class StartedEdge(LoRAEdge):
     def forward(self, x: Tensor, *, plus: Tensor | None = None) -> Tensor:
         first, second = self.pair()
         low = self.up(self.down(self.dropped(x), first), second, None, 1.0)
-        start = nn.functional.linear(nn.functional.linear(x, self.start_A), self.start_B)
+        # FSDP2 casts parameters to what it computes in, and no buffers.
+        begun, ended = (s.to(first.dtype) for s in (self.start_A, self.start_B))
+        start = nn.functional.linear(nn.functional.linear(x, begun), ended)
         # The difference comes first, so that what is untrained adds exactly nothing.
         term = (low - start) * self.whole_scale()
         if self.lora_B_bias is not None or self.bias is not None:
