@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import inarch
 from inarch import InarchError
+from inarch.testing import tiny_models
+from inarch.testing.subject import outputs, randomise
 from inarch_llama.model import Llama
 from inarch_steering import contrast
 
@@ -177,6 +179,8 @@ def test_saving_and_loading_keeps_every_bit(
     [
         ("model.layers.9", torch.ones(32), "IA481"),
         ("model.layers.1", torch.ones(32, 1), "IA481"),
+        ("model.layers.1", torch.ones(31), "IA481"),
+        ("model.layers.1.self_attn.k_proj", torch.ones(32), "IA481"),
     ],
 )
 def test_a_vector_that_has_no_place_is_named(
@@ -187,3 +191,38 @@ def test_a_vector_that_has_no_place_is_named(
         pair[0].adapt(inarch.adapter("steering", weights=tmp_path / "v.safetensors"))
     assert caught.value.code == code
     assert key in caught.value.where
+
+
+@pytest.mark.parametrize("tiny", list(tiny_models()), ids=str)
+def test_a_fresh_vector_is_as_wide_as_what_its_layer_gives(tiny: Any) -> None:
+    """A key's layer is narrower than the stream, and a UNet's layers are of several widths."""
+    base = tiny.build()
+    targets = [f"attention.{part}" for part in ("query", "key", "value", "output")]
+    model = base.adapt(inarch.adapter("steering", targets=targets))
+    plain, steered = outputs(base), outputs(model)
+    assert all(torch.equal(a, b) for a, b in zip(plain, steered, strict=True))
+    randomise(model.adapters["steering"], "steering")
+    moved = zip(plain, outputs(model), strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
+
+
+@pytest.mark.parametrize(
+    ("target", "width", "why"),
+    [
+        ("model.layers.1.self_attn.k_proj", 32, "has 16 features"),
+        ("model.layers.1.self_attn.attend", None, "no layer stands there"),
+    ],
+)
+def test_a_width_that_does_not_fit_or_is_not_known_is_refused_at_its_site(
+    pair: tuple[Llama, Any], target: str, width: int | None, why: str
+) -> None:
+    with pytest.raises(InarchError, match=why) as caught:
+        pair[0].adapt(inarch.adapter("steering", targets=[target], width=width))
+    assert (caught.value.code, caught.value.where) == ("IA481", target)
+
+
+def test_a_vector_has_no_place_in_an_image() -> None:
+    [base, *_] = [tiny.build() for tiny in tiny_models(families=["stable-diffusion"])]
+    with pytest.raises(InarchError, match="is an image") as caught:
+        base.adapt(inarch.adapter("steering", targets=["unet.conv_in"], width=8))
+    assert caught.value.where == "unet.conv_in"

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from inarch.adapters import Adapter, Edge, SiteView
+from inarch.adapters import Adapter, Edge, SiteView, TargetSite
 from inarch.adapters.placement import FIRST, Placement, Split, shard
 from inarch.errors import InarchError
+from inarch.nn import RMSNorm, TransposedLinear
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader, write_adapter
+
+_IMAGE = "is an image, whose last axis is no feature"
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -25,7 +27,7 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     Attributes:
         targets: roles or address patterns, for vectors that are yet to be trained.
-        width: of those vectors; None is the width of the model's token embedding.
+        width: of those vectors; None is, at each site, what its last layer gives.
     """
 
     targets: tuple[str, ...] = ("block",)
@@ -72,11 +74,9 @@ class Steering(Adapter):
 
     def edits(self, sites: SiteView, weights: WeightsHeader | None) -> Iterable[Edit]:
         if weights is None:
-            width = self.options.width or _width(sites)
             for site in sites.find(self.options.targets):
-                yield Edit.add(site.address, SteeringVector(width), self.name)
+                yield Edit.add(site.address, SteeringVector(self._width(site)), self.name)
             return
-        widths = _widths(sites)
         for key in sorted(weights.keys()):
             shape = tuple(weights.shape(key))
             if len(shape) != 1:
@@ -84,10 +84,34 @@ class Steering(Adapter):
             if key not in sites.all:
                 why = "the model has no such site"
                 raise _misplaced(self.name, f"{weights.path}: {key}", why)
-            if widths.get(key, shape[0]) != shape[0]:
-                why = f"it is {list(shape)}, and what flows there has {widths[key]} features"
+            width = _given(sites.all[key].module)
+            if width not in (None, shape[0]):
+                flows = f"has {width} features" if width else _IMAGE
+                why = f"it is {list(shape)}, and what flows there {flows}"
                 raise _misplaced(self.name, f"{weights.path}: {key}", why)
             yield Edit.add(key, SteeringVector(shape[0]), self.name, fills={"vector": key})
+
+    def _width(self, site: TargetSite) -> int:
+        """Of a vector that is yet to be trained.
+
+        Raises:
+            InarchError: IA481 at an image, at a layer of another width, or where none is known.
+        """
+        given, wanted = _given(site.module), self.options.width
+        if given == 0:
+            raise _misplaced(self.name, site.address, f"what flows there {_IMAGE}")
+        if given is None and wanted is None:
+            raise InarchError(
+                "IA481",
+                f"nothing says how wide a vector of adapter `{self.name}` is",
+                where=site.address,
+                why="no layer stands there",
+                remedy='inarch.adapter("steering", width=768)',
+            )
+        if given is not None and wanted not in (None, given):
+            why = f"width is {wanted}, and what flows there has {given} features"
+            raise _misplaced(self.name, site.address, why)
+        return wanted or given or 0
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save one file, `steering.safetensors`: each vector under its site's address."""
@@ -95,29 +119,18 @@ class Steering(Adapter):
         write_adapter(folder / "steering.safetensors", tensors, about)
 
 
-def _widths(sites: SiteView) -> dict[str, int]:
-    """How wide the stream is at each block, where the model says so."""
-    if not {"block", "embedding.tokens"} <= set(sites.roles):
-        return {}
-    try:
-        width = _width(sites)
-        return {site.address: width for site in sites.find(["block"])}
-    except InarchError:  # a part of the family that has no such sites
-        return {}
-
-
-def _width(sites: SiteView) -> int:
-    found: list[Any] = []
-    if "embedding.tokens" in sites.roles:
-        found = [site.module for site in sites.find(["embedding.tokens"])]
-    if not found or not isinstance(found[0], nn.Embedding):
-        raise InarchError(
-            "IA481",
-            "nothing says how wide a steering vector is",
-            why="the model has no role `embedding.tokens`",
-            remedy='inarch.adapter("steering", width=768)',
-        )
-    return found[0].embedding_dim
+def _given(module: nn.Module | None) -> int | None:
+    """How many features a module's last layer gives; 0 for an image, None if nothing says so."""
+    for layer in reversed([] if module is None else list(module.modules())):
+        if isinstance(layer, nn.Conv2d | nn.GroupNorm):
+            return 0
+        if isinstance(layer, nn.Embedding):
+            return layer.embedding_dim
+        if isinstance(layer, nn.LayerNorm | RMSNorm | TransposedLinear):
+            return None if layer.weight is None else layer.weight.shape[-1]
+        if isinstance(found := getattr(layer, "out_features", None), int):
+            return found
+    return None
 
 
 def _misplaced(name: str, where: str, why: str) -> InarchError:
