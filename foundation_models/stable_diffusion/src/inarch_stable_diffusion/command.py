@@ -123,20 +123,25 @@ def run(
         about |= {"seeds": columns, "scales": {name: rows} if name is not None else {}}
     told = record.record(adapted, wanted(model)[0], _task(chosen), about)
     record.save(grid(images, len(columns)), out, told)
-    seconds = {"load": loaded - started, "sample": time.perf_counter() - loaded}
     if not as_json:
         click.echo(str(out))
         return
-    data = {
-        "image": str(out),
-        "seeds": columns,
-        "adapters": {m.name: m.scale for m in adapted.adapters},
-        "digest": adapted.digest,
+    seconds = {"load": loaded - started, "sample": time.perf_counter() - loaded}
+    seconds["per_step"] = seconds["sample"] / len(made)
+    output.envelope({"image": str(out), **_data(adapted, told, about, columns), "seconds": seconds})
+
+
+def _data(
+    model: StableDiffusion, told: Mapping[str, Any], about: Mapping[str, Any], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """What JSON tells of the pictures beside where they are and how long they took."""
+    return {
+        "seeds": seeds,
+        "adapters": {member.name: member.scale for member in model.adapters},
+        "digest": model.digest,
         "fingerprint": told["fingerprint"],
-        "seconds": seconds | {"per_step": seconds["sample"] / len(made)},
         "settings": json.loads(json.dumps(about, default=str)),
     }
-    output.envelope(data)
 
 
 def _shared(
