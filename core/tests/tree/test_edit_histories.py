@@ -137,19 +137,26 @@ def test_a_tree_that_was_compiled_in_place_is_not_edited(how):
 def test_a_dropped_tree_leaves_no_form_and_no_text():
     import gc
     import linecache
+    import weakref
 
     from inarch.tree.failure import explain
     from inarch.tree.generate import _FORMS
 
-    gc.collect()
-    forms, texts, lines = len(_FORMS), len(linecache.cache), len(explain.lines)
     base = Chain(quite_new=linear(), another=torch.tanh)
     tree = base.edit([Edit.add("quite_new", LowRank(), "a")])
-    assert len(_FORMS) == forms + 2
-    assert len(explain.lines) == lines + 2
+    files = [chain.form.function.__code__.co_filename for chain in (base, tree)]
+    forms = [weakref.ref(chain.form) for chain in (base, tree)]
+
+    def left() -> list[tuple[bool, bool, bool, bool]]:
+        gc.collect()
+        known = list(_FORMS.values())
+        return [
+            (form() in known, form() is not None, file in linecache.cache, file in explain.lines)
+            for form, file in zip(forms, files, strict=True)
+        ]
+
+    assert left() == [(True,) * 4, (True,) * 4]
     del tree
-    gc.collect()
-    assert len(_FORMS) == forms + 1
+    assert left() == [(True,) * 4, (False,) * 4]
     del base
-    gc.collect()
-    assert (len(_FORMS), len(linecache.cache), len(explain.lines)) == (forms, texts, lines)
+    assert left() == [(False,) * 4, (False,) * 4]
