@@ -122,13 +122,12 @@ def _refuse_tied(started: Sequence[Term], sites: SiteView) -> None:
     Raises:
         InarchError: IA427.
     """
+    holders: dict[int, list[str]] = {}
+    for address, site in sites.all.items() if started else ():
+        holders.setdefault(id(getattr(site.module, "weight", None)), []).append(address)
     for term in started:
         weight = getattr(sites.all[term.address].module, "weight", None)
-        tied = [
-            address
-            for address, site in sites.all.items()
-            if address != term.address and getattr(site.module, "weight", None) is weight
-        ]
+        tied = [address for address in holders[id(weight)] if address != term.address]
         if weight is not None and tied:
             raise InarchError(
                 "IA427",
