@@ -19,8 +19,6 @@ from inarch.nn import RMSNorm, TransposedLinear
 from inarch.tree import Edit
 from inarch.weights import WeightsHeader, write_adapter
 
-_IMAGE = "is an image, whose last axis is no feature"
-
 
 class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What `inarch.adapter("steering", ...)` takes.
@@ -84,11 +82,8 @@ class Steering(Adapter):
             if key not in sites.all:
                 why = "the model has no such site"
                 raise _misplaced(self.name, f"{weights.path}: {key}", why)
-            width = _given(sites.all[key].module)
-            if width not in (None, shape[0]):
-                flows = f"has {width} features" if width else _IMAGE
-                why = f"it is {list(shape)}, and what flows there {flows}"
-                raise _misplaced(self.name, f"{weights.path}: {key}", why)
+            told = f"it is {list(shape)}"
+            self._refuse_unfit(sites.all[key], shape[0], f"{weights.path}: {key}", told)
             yield Edit.add(key, SteeringVector(shape[0]), self.name, fills={"vector": key})
 
     def _width(self, site: TargetSite) -> int:
@@ -97,10 +92,8 @@ class Steering(Adapter):
         Raises:
             InarchError: IA481 at an image, at a layer of another width, or where none is known.
         """
-        given, wanted = _given(site.module), self.options.width
-        if given == 0:
-            raise _misplaced(self.name, site.address, f"what flows there {_IMAGE}")
-        if given is None and wanted is None:
+        width = self.options.width or _given(site.module)
+        if width is None:
             raise InarchError(
                 "IA481",
                 f"nothing says how wide a vector of adapter `{self.name}` is",
@@ -108,10 +101,18 @@ class Steering(Adapter):
                 why="no layer stands there",
                 remedy='inarch.adapter("steering", width=768)',
             )
-        if given is not None and wanted not in (None, given):
-            why = f"width is {wanted}, and what flows there has {given} features"
-            raise _misplaced(self.name, site.address, why)
-        return wanted or given or 0
+        self._refuse_unfit(site, width, site.address, f"width is {self.options.width}")
+        return width
+
+    def _refuse_unfit(self, site: TargetSite, width: int, where: str, told: str) -> None:
+        """Refuse a vector that can't be added to what its site gives, if a layer says what."""
+        given = _given(site.module)
+        if given == 0:
+            raise _misplaced(
+                self.name, where, "what flows there is an image, whose last axis is no feature"
+            )
+        if given not in (None, width):
+            raise _misplaced(self.name, where, f"{told}, and what flows there has {given} features")
 
     def write(self, folder: Path, edges: Mapping[str, nn.Module], about: Mapping[str, str]) -> None:
         """Save one file, `steering.safetensors`: each vector under its site's address."""
