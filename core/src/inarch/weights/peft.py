@@ -5,6 +5,7 @@ Source: PEFT's `check_target_module_exists` and `save_pretrained`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
+from inarch.errors import InarchError
 from inarch.weights.adapter_file import write_adapter, write_settings
 
 PREFIX = "base_model.model."
@@ -38,7 +40,33 @@ class Targets(msgspec.Struct, frozen=True, kw_only=True):
             yield name, [told] if isinstance(told, str) else ()
 
 
-def malformed(settings: Mapping[str, Any], kind: type[Targets]) -> tuple[str, str] | None:
+def refuse_malformed(
+    settings: Mapping[str, Any], kind: type[Targets], code: str, where: str
+) -> None:
+    """Refuse settings of which one can't be what it is.
+
+    Args:
+        settings: of adapter_config.json.
+        kind: what they must be.
+        code: that the method's package gives such an error.
+        where: the file.
+
+    Raises:
+        InarchError: of that code, for the first such setting.
+    """
+    wrong = _malformed(settings, kind)
+    if wrong is not None:
+        name, why = wrong
+        raise InarchError(
+            code,
+            f"the adapter's setting `{name}` can't be what it is",
+            where=f"{where}: {name} = {json.dumps(settings.get(name))}",
+            why=why,
+            remedy="put the adapter_config.json beside it that it was saved with",
+        )
+
+
+def _malformed(settings: Mapping[str, Any], kind: type[Targets]) -> tuple[str, str] | None:
     """The first of PEFT's settings that can't be what it is, by name, and why; None for none."""
     try:
         told = msgspec.convert(dict(settings), kind)

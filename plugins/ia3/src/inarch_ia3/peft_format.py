@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from inarch.errors import InarchError
-from inarch.weights.peft import PREFIX, Targets, malformed, target_names
+from inarch.weights.peft import PREFIX, Targets, refuse_malformed, target_names
 
 _SUFFIX = ".ia3_l"
 # What would change the result and is not built: refused when it is set.
@@ -59,15 +59,7 @@ def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
     Raises:
         InarchError: IA432.
     """
-    wrong = malformed(settings, Settings)
-    if wrong is not None:
-        raise InarchError(
-            "IA432",
-            f"the adapter's setting `{wrong[0]}` can't be what it is",
-            where=f"{where}: {wrong[0]} = {json.dumps(settings.get(wrong[0]))}",
-            why=wrong[1],
-            remedy="put the adapter_config.json beside it that it was saved with",
-        )
+    refuse_malformed(settings, Settings, "IA432", where)
     named = [name for name in _UNSUPPORTED if settings.get(name)]
     if settings.get("peft_type", "IA3") != "IA3":
         named = ["peft_type"]

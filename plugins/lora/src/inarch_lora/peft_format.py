@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from inarch.errors import InarchError
-from inarch.weights.peft import Targets, malformed, write_folder
+from inarch.weights.peft import Targets, refuse_malformed, write_folder
 from inarch_lora.terms import Start
 
 KINDS = {"LORA": "lora", "LOHA": "loha", "LOKR": "lokr"}
@@ -82,15 +82,7 @@ def refuse_unsupported(settings: Mapping[str, Any], where: str) -> None:
     Raises:
         InarchError: IA424, and IA426 for a setting that can't be what it is.
     """
-    wrong = malformed(settings, Settings)
-    if wrong is not None:
-        raise InarchError(
-            "IA426",
-            f"the adapter's setting `{wrong[0]}` can't be what it is",
-            where=f"{where}: {wrong[0]} = {json.dumps(settings.get(wrong[0]))}",
-            why=wrong[1],
-            remedy="put the adapter_config.json beside it that it was saved with",
-        )
+    refuse_malformed(settings, Settings, "IA426", where)
     named = [name for name in _UNSUPPORTED if settings.get(name)]
     if settings.get("peft_type", "LORA") not in KINDS:
         named = ["peft_type"]
